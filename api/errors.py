@@ -1,0 +1,159 @@
+"""Errors as HTTP: one table from error class to status and code, and OpenAI's error object with all four keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import HTTPException, Response
+
+from scheduler.errors import (
+    ContextTooLong,
+    FarmError,
+    IdempotencyConflict,
+    InvalidKey,
+    InvalidQuery,
+    InvalidRule,
+    QueueFull,
+    QueueUnavailable,
+    RecordUnavailable,
+    TemplateRefused,
+    UnknownJob,
+    UnknownModel,
+)
+from scheduler.frames import End
+from scheduler.jobs import JobState
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+class ApiError(HTTPException):
+    """A refusal in HTTP's terms. `param` is the dotted path of the field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.kind = kind
+        self.param = param
+        self.code = code
+
+    @property
+    def message(self) -> str:
+        """What went wrong and what to do."""
+        return str(self.detail)
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object; the spec requires all four keys."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The error as a whole response."""
+        return Response(orjson.dumps(self.body()), self.status_code, self.headers, media_type="application/json")
+
+
+class Unsupported(ApiError):
+    """A documented parameter, or a value of it, that this server cannot honour."""
+
+    def __init__(self, param: str, hint: str = "") -> None:
+        message = f"This server does not support {param!r}{' here' if not hint else ''}.{' ' + hint if hint else ''}"
+        super().__init__(400, message, param=param, code="unsupported_parameter")
+
+
+class InvalidParameter(ApiError):
+    """A field whose value cannot be right."""
+
+    def __init__(self, param: str, message: str, code: str | None = None) -> None:
+        super().__init__(400, message, param=param, code=code)
+
+
+class Draining(ApiError):
+    """This node is about to stop; jobs go on without it."""
+
+    def __init__(self, job_id: str = "") -> None:
+        message = "This server node is shutting down; try again, another node or its successor will answer."
+        headers = {"retry-after": "1", "retry-after-ms": "1000", "x-should-retry": "true"}
+        if job_id:
+            message = f"This server node is shutting down. The job goes on: GET /v1/jobs/{job_id} has its result."
+            headers |= {"farm-job-id": job_id, "location": f"/v1/jobs/{job_id}"}
+        super().__init__(503, message, kind=SERVER_ERROR, code="engine_draining", headers=headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """How one error class looks to the client."""
+
+    status: int
+    code: str | None
+    kind: str = INVALID_REQUEST
+    param: str | None = None
+
+
+_ANSWERS: Mapping[type[FarmError], _Answer] = {
+    QueueUnavailable: _Answer(503, "queue_unavailable", SERVER_ERROR),
+    QueueFull: _Answer(429, "rate_limit_exceeded", "rate_limit_error"),
+    IdempotencyConflict: _Answer(422, "idempotency_key_reused", param="Idempotency-Key"),
+    UnknownJob: _Answer(404, "job_not_found"),
+    UnknownModel: _Answer(404, "model_not_found", param="model"),
+    ContextTooLong: _Answer(400, "context_length_exceeded"),
+    TemplateRefused: _Answer(400, "template_refused", param="messages"),
+    InvalidKey: _Answer(401, "invalid_api_key", "authentication_error"),
+    RecordUnavailable: _Answer(503, "record_unavailable", SERVER_ERROR),
+    InvalidQuery: _Answer(400, "invalid_query"),
+    InvalidRule: _Answer(400, "invalid_rule"),
+}
+_OTHER = _Answer(500, "internal_error", SERVER_ERROR)
+
+
+def api_error(error: FarmError) -> ApiError:
+    """An error of the core as HTTP; subclasses answer like their nearest listed class."""
+    answer = next((_ANSWERS[cls] for cls in type(error).__mro__ if cls in _ANSWERS), _OTHER)
+    return ApiError(
+        answer.status, str(error), kind=answer.kind, param=answer.param, code=answer.code, headers=_headers(error)
+    )
+
+
+def end_error(end: End) -> ApiError:
+    """A job's end that is not `finished`, as the error that its caller gets."""
+    code = str(end.data.get("error_code") or "")
+    message = str(end.data.get("error") or "")
+    final = {"x-should-retry": "false"}
+    match end.state:
+        case JobState.CANCELLED:
+            text = "The job was cancelled."
+            return ApiError(409, text, kind="conflict_error", code="cancelled", headers=final)
+        case JobState.EXPIRED:
+            text = message or "The job's deadline passed before it was done."
+            return ApiError(504, text, kind="timeout_error", code="timeout")
+        case JobState.DEAD:
+            text = message or "Workers died while running this job."
+            return ApiError(500, text, kind=SERVER_ERROR, code="worker_lost", headers=final)
+        case _ if code == "context_length_exceeded":
+            return ApiError(400, message, code=code)
+        case _:
+            text = message or "The engine failed."
+            return ApiError(500, text, kind=SERVER_ERROR, code=code or "engine_error", headers=final)
+
+
+def _headers(error: FarmError) -> dict[str, str]:
+    if isinstance(error, InvalidKey):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, QueueUnavailable | QueueFull | RecordUnavailable):
+        wait_s = max(0.001, error.retry_after_s)
+        return {
+            "retry-after": str(math.ceil(wait_s)),
+            "retry-after-ms": str(round(wait_s * 1000)),
+            "x-should-retry": "true",
+        }
+    return {}

@@ -1,0 +1,183 @@
+"""The bodies of /v1/chat/completions and /v1/completions: types and ranges of every field that has an effect.
+
+Fields that are not here are refused or ignored by name in parameters.py. Types are strict: "5" is no number.
+Tags of unions begin with "-", so that they can be left out of an error's path.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+INT64 = 2**63
+
+
+class Body(BaseModel):
+    """Strict types; unknown fields are kept apart in `model_extra`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+def _text_or_list(value: Any) -> str:
+    return "-text" if isinstance(value, str) else "-list"
+
+
+def _prompt_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "-text"
+    first = value[0] if isinstance(value, list) and value else ""
+    if isinstance(first, list):
+        return "-token_lists"
+    return "-texts" if isinstance(first, str) else "-tokens"
+
+
+def _choice_kind(value: Any) -> str:
+    return "-name" if isinstance(value, str) else "-object"
+
+
+class ContentPart(Body):
+    """One part of a message; only text is understood."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCall(Body):
+    """The function of a past tool call; `arguments` is JSON as text."""
+
+    name: str = Field(min_length=1)
+    arguments: str = ""
+
+
+class ToolCallParam(Body):
+    """A past tool call of the assistant."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[
+            Annotated[str, Tag("-text")] | Annotated[list[ContentPart], Tag("-list")], Discriminator(_text_or_list)
+        ]
+        | None
+    ) = None
+    name: str | None = None
+    tool_calls: list[ToolCallParam] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = Field(None, description="Past reasoning, given back to the template.")
+    reasoning: str | None = Field(None, description="Another name of reasoning_content.")
+    refusal: str | None = None
+
+
+class FunctionDefinition(Body):
+    """A function that the model may call."""
+
+    name: str = Field(min_length=1, max_length=256)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="Only false: calls are not yet bound by a grammar.")
+
+
+class Tool(Body):
+    """A tool offered to the model; types other than `function` are left out and listed in farm-ignored-params."""
+
+    type: str
+    function: FunctionDefinition | None = None
+
+
+class ResponseFormat(Body):
+    """Only {"type": "text"} for now."""
+
+    type: str
+
+
+class StreamOptions(Body):
+    """What a stream carries besides text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = Field(None, description="Pad every chunk with random characters.")
+    continuous_usage_stats: bool | None = Field(None, description="Usage so far in every chunk.")
+
+
+Stop = Annotated[
+    Annotated[str, Field(min_length=1), Tag("-text")]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16), Tag("-list")],
+    Discriminator(_text_or_list),
+]
+TokenIds = list[Annotated[int, Field(ge=0)]]
+
+
+class Generation(Body):
+    """What both endpoints have in common: sampling, stopping, streaming, and vLLM's extras."""
+
+    model: str = Field(min_length=1, max_length=256)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    n: int | None = Field(None, ge=1, le=16)
+    stop: Stop | None = None
+    seed: int | None = Field(None, ge=-INT64, lt=INT64, description="A random one when absent.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=512, description="Shown with the job.")
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    top_k: int | None = Field(None, ge=-1, description="-1 and 0: off.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(None, ge=0)
+    stop_token_ids: TokenIds | None = Field(None, max_length=64)
+    priority: int | None = Field(None, description="Below 0: lane high, above 0: lane low.")
+
+
+class ChatRequest(Generation):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = None
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["none", "auto", "required"], Tag("-name")] | Annotated[dict[str, Any], Tag("-object")],
+            Discriminator(_choice_kind),
+        ]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call per answer.")
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16, description="Shown with the job.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(None, description="Go on with the last (assistant) message.")
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("-text")]
+    | Annotated[list[str], Field(min_length=1, max_length=128), Tag("-texts")]
+    | Annotated[TokenIds, Field(min_length=1), Tag("-tokens")]
+    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=128), Tag("-token_lists")],
+    Discriminator(_prompt_kind),
+]
+
+
+class CompletionRequest(Generation):
+    """Body of POST /v1/completions."""
+
+    prompt: Prompt
+    echo: bool | None = Field(None, description="Put the prompt in front of each answer.")
+    best_of: int | None = Field(None, ge=1, le=16, description="Only as many as n.")
+    logprobs: int | None = Field(None, ge=0, le=5)

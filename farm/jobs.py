@@ -1,0 +1,116 @@
+"""`mlx-farm jobs …`: list, look at, follow and cancel jobs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from farm import flags, output
+from farm.chat import text_of
+from farm.client import Client, ConnectionLost, ServerEvent, segment
+from farm.errors import CommandError, Unreachable
+from farm.listings import moment, rows_of
+
+app = typer.Typer(name="jobs", help="List, look at, follow and cancel jobs.", no_args_is_help=True)
+RECONNECT_S = 1.0
+RECONNECT_LIMIT_S = 60.0
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")]
+
+
+@app.command("ls")
+def list_jobs(
+    state: Annotated[str | None, typer.Option(help="queued, running, finished, failed, cancelled, …")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    after: Annotated[str | None, typer.Option(metavar="ID", help="Continue behind this job.")] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """List jobs, newest first."""
+    query = {"limit": limit, "after": after, "state": state, "model": model}
+    answer = Client.from_environment().get("/v1/jobs", query)
+    if as_json:
+        output.as_json(answer)
+        return
+    rows = []
+    for job in rows_of(answer):
+        created = moment(output.pick(job, "created_at", "submitted_at"))
+        rows.append([job["id"], output.pick(job, "state", "status"), job.get("model"), job.get("lane"), created])
+    output.table(["id", "state", "model", "lane", "created"], rows)
+    if isinstance(answer, dict) and answer.get("has_more"):
+        typer.echo(f"more: mlx-farm jobs ls --after {rows[-1][0]}", err=True)
+
+
+@app.command()
+def get(job: JobId) -> None:
+    """Show everything about a job, as JSON."""
+    output.as_json(Client.from_environment().get(f"/v1/jobs/{segment(job)}"))
+
+
+@app.command()
+def cancel(job: JobId, as_json: flags.Json = False) -> None:
+    """Cancel a job, wherever it is; a job that has ended stays as it is."""
+    answer = Client.from_environment().post(f"/v1/jobs/{segment(job)}/cancel")
+    if as_json:
+        output.as_json(answer)
+    else:
+        typer.echo(f"{job}: {output.pick(answer, 'state', 'status') or 'cancelled'}")
+
+
+@app.command()
+def tail(
+    job: JobId,
+    after: Annotated[str, typer.Option(metavar="EVENT", help="Begin behind this event id.")] = "",
+    as_json: flags.Json = False,
+) -> None:
+    """Follow a job's output from its beginning to its end, across lost connections."""
+    client = Client.from_environment()
+    last, lost_at, heard = after, 0.0, False
+    try:
+        while True:
+            try:
+                for event in client.stream("GET", _events(job), headers={"Last-Event-ID": last} if last else {}):
+                    lost_at, heard = 0.0, True
+                    if event.data:
+                        last = event.id or last
+                        _show(event, as_json)
+                break
+            except (ConnectionLost, Unreachable) as error:
+                if not heard:
+                    raise
+                lost_at = _wait_to_reconnect(error, lost_at)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if not as_json:
+        typer.echo()
+
+
+def _events(job: str) -> str:
+    return f"/v1/jobs/{segment(job)}/events"
+
+
+def _show(event: ServerEvent, as_json: bool) -> None:
+    if event.data == "[DONE]":
+        return
+    if as_json:
+        typer.echo(json.dumps({"id": event.id, "data": json.loads(event.data)}, ensure_ascii=False))
+        return
+    data: dict[str, Any] = json.loads(event.data)
+    sys.stdout.write(text_of(data))
+    sys.stdout.flush()
+
+
+def _wait_to_reconnect(error: CommandError, lost_at: float) -> float:
+    """Say it once, wait; return when the connection was lost first. Raises the error when it stays away."""
+    now = time.monotonic()
+    if not lost_at:
+        typer.echo(f"{error} Trying again.", err=True)
+        lost_at = now
+    if now - lost_at > RECONNECT_LIMIT_S:
+        raise error
+    time.sleep(RECONNECT_S)
+    return lost_at

@@ -1,0 +1,111 @@
+"""`python -m farm.serve`, the process behind `mlx-farm serve`: a whole farm on one machine from one command.
+
+Owns the composition and the words on the screen; supervisor.py runs the processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+import typer
+
+from farm import config, ports, valkey
+from farm.children import Child, Output, Role
+from farm.errors import CommandError
+from farm.home import Home, HomeLock
+from farm.output import complain
+from farm.supervisor import Ready, Supervisor
+from scheduler.settings import ApiSettings, WorkerSettings
+
+_VALKEY_GRACE_S = 30.0
+_SCHEDULER_GRACE_S = 10.0
+
+
+def run() -> None:
+    """Serve until a signal asks to stop. Raises CommandError when it cannot start."""
+    api, worker = config.load(ApiSettings), config.load(WorkerSettings)
+    home = Home(api.home_path)
+    home.create()
+    lock = HomeLock(home)
+    lock.acquire()
+    try:
+        ports.require_free(api.host, api.port)
+        socket = None if api.redis_url else home.socket()
+        if socket and (orphan := valkey.stop_orphan(socket)):
+            typer.echo(f"Stopped the Valkey (pid {orphan}) that an earlier serve had left behind.", err=True)
+        first: list[Role] = []
+        if socket:
+            first = [_valkey_role(home, valkey.command(home, socket), lambda: valkey.ping(socket))]
+        others = _roles(api, worker, valkey.url(socket) if socket else api.redis_url)
+        asyncio.run(_supervise(first, others, Output(home.logs), lambda ready: _announce(ready, api, worker, home)))
+    finally:
+        lock.release()
+
+
+async def _supervise(first: list[Role], others: list[Role], output: Output, announce: Callable[[Ready], None]) -> None:
+    def on_ready(ready: Ready, children: dict[str, Child]) -> None:
+        if url := ready["api"].get("url"):  # a restarted API keeps its address, also one that --port 0 picked
+            children["api"].environment["FARM_PORT"] = str(url).rpartition(":")[2].strip("/")
+        announce(ready)
+
+    await Supervisor(first=first, others=others, output=output, on_ready=on_ready).run()
+
+
+def _valkey_role(home: Home, argv: list[str], probe: Callable[[], bool]) -> Role:
+    return Role(name="valkey", argv=argv, grace_s=_VALKEY_GRACE_S, probe=probe, echo=False, watches_stdin=False)
+
+
+def _roles(api: ApiSettings, worker: WorkerSettings, redis_url: str) -> list[Role]:
+    """In the order in which they stop: the API ends its streams while a worker still feeds them."""
+    environment = {"FARM_SUPERVISED": "1", "FARM_REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
+    if api.log_format == "auto" and sys.stderr.isatty():
+        environment["FARM_LOG_FORMAT"] = "console"
+    graces = {"api": api.drain_s + 5, "workers": worker.drain_s + 5, "scheduler": _SCHEDULER_GRACE_S}
+    return [
+        Role(
+            name=module.removesuffix("s"),
+            argv=[sys.executable, "-P", "-m", module],
+            grace_s=grace_s,
+            environment=environment,
+        )
+        for module, grace_s in graces.items()
+    ]
+
+
+def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home) -> None:
+    """Say that the farm is up and what to do next."""
+    url = str(ready["api"].get("url") or f"http://{api.host}:{api.port}").rstrip("/")
+    about = ready["worker"]
+    model = str(about.get("model") or worker.model)
+    key = api.api_key is not None
+    header = ' -H "Authorization: Bearer $FARM_API_KEY"' if key else ""
+    facts = {
+        "API": f"{url}/v1   docs {url}/docs   metrics {url}/metrics",
+        "Auth": "a key is required (FARM_API_KEY)" if key else "none: whoever reaches this address may use it",
+        "Model": f"{model} ({about.get('engine', 'engine unknown')}; BLAS: {about.get('blas', 'unknown')})",
+        "Queue": "embedded Valkey" if not api.redis_url else config.masked(api.redis_url),
+        "Record": config.masked(api.database),
+        "Data": str(home.path),
+    }
+    lines = ["", "mlx-farm is ready. Ctrl-C stops it.", ""]
+    lines += [f"  {name:<7} {value}" for name, value in facts.items()]
+    lines += ["", f"export OPENAI_BASE_URL={url}/v1", f"export ANTHROPIC_BASE_URL={url}", ""]
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "What are you?"}}]}}'
+    lines += [f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json'{header} \\", f"  -d '{body}'", ""]
+    typer.echo("\n".join(lines))
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Exit 0 after a clean stop, 1 when a part did not start, 2 for a wrong setting."""
+    try:
+        run()
+    except CommandError as error:
+        complain(error)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""`python -m scheduler [run|upgrade|current|rebuild|sql]`: the scheduler process, and operations on the record.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a server cannot be reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from scheduler.audit_sql import Answer, select_rows
+from scheduler.chores import run_chores
+from scheduler.connections import blocking_client, command_client
+from scheduler.database import open_database
+from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
+from scheduler.migrate import current_revision, newest_revision, upgrade
+from scheduler.process import announce_ready, configure_logs, stop_event
+from scheduler.projector import Projector, rebuild
+from scheduler.queue import JobQueue
+from scheduler.reaper import Reaper
+from scheduler.relay import Relay
+from scheduler.retention import Retention
+from scheduler.settings import SchedulerSettings
+from scheduler.store import Store
+
+
+async def serve(settings: SchedulerSettings) -> None:
+    """Migrate, then project, reap, relay and do chores until a stop signal."""
+    stop = stop_event()
+    if settings.auto_migrate:
+        await asyncio.to_thread(upgrade, settings.database)
+    redis, blocking = command_client(settings.redis), blocking_client(settings.redis)
+    engine = open_database(settings.database)
+    queue = JobQueue(redis, shards=settings.shards, policy=settings.queue_policy)
+    projectors = [Projector(blocking, engine, queue, shard) for shard in range(settings.shards)]
+    retention = Retention(redis, engine, queue, projectors)
+    loops = [
+        *(projector.run() for projector in projectors),
+        Reaper(queue).run(),
+        Relay(redis, queue, Store(engine)).run(),
+        run_chores(settings, retention),
+    ]
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    announce_ready(role="scheduler")
+    await asyncio.wait([asyncio.ensure_future(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
+    failed = [task for task in tasks if task.done()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await engine.dispose()
+    await redis.aclose()
+    await blocking.aclose()
+    for task in failed:
+        task.result()  # a loop that ended by itself ended by an error: show it and exit 1
+
+
+async def show_current(settings: SchedulerSettings, as_json: bool) -> int:
+    """Print the database's schema version; 1 when it is not the newest."""
+    engine = open_database(settings.database)
+    current, newest = await current_revision(engine), newest_revision()
+    await engine.dispose()
+    url = engine.url.render_as_string(hide_password=True)
+    facts = {"database": url, "current": current, "newest": newest, "up_to_date": current == newest}
+    _print(json.dumps(facts) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
+    return 0 if current == newest else 1
+
+
+async def run_sql(settings: SchedulerSettings, query: str, limit: int, as_json: bool) -> int:
+    """Print the rows of a read-only SELECT."""
+    engine = open_database(settings.database)
+    try:
+        answer = await select_rows(engine, query, limit)
+    finally:
+        await engine.dispose()
+    if as_json:
+        rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+        _print(json.dumps(rows, default=str, ensure_ascii=False))
+    else:
+        _print_table(answer)
+    if answer.more:
+        sys.stderr.write(f"More than {limit} rows; raise --limit or add a LIMIT of your own.\n")
+    return 0
+
+
+async def run_rebuild(settings: SchedulerSettings) -> int:
+    """Compute the projected tables again."""
+    engine = open_database(settings.database)
+    count = await rebuild(engine)
+    await engine.dispose()
+    _print(f"rebuilt from {count} events")
+    return 0
+
+
+def main() -> int:
+    """Parse the command and run it; every expected error is one line on stderr."""
+    arguments = _parser().parse_args()
+    settings = SchedulerSettings()
+    configure_logs(settings.log_level, settings.log_format)
+    try:
+        return _run(arguments, settings)
+    except (QueueUnavailable, RecordUnavailable) as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+    except FarmError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _run(arguments: argparse.Namespace, settings: SchedulerSettings) -> int:
+    match arguments.command:
+        case "run":
+            uvloop.run(serve(settings))
+            return 0
+        case "upgrade":
+            upgrade(settings.database)
+            return asyncio.run(show_current(settings, arguments.json))
+        case "current":
+            return asyncio.run(show_current(settings, arguments.json))
+        case "rebuild":
+            return asyncio.run(run_rebuild(settings))
+        case _:
+            return asyncio.run(run_sql(settings, arguments.query, arguments.limit, arguments.json))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scheduler", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    parser.set_defaults(command="run", json=False)
+    commands.add_parser("run", help="project, reap, relay, chores (the default)")
+    for name, text in (("upgrade", "apply all migrations"), ("current", "show the schema version")):
+        commands.add_parser(name, help=text).add_argument("--json", action="store_true")
+    commands.add_parser("rebuild", help="compute jobs and usage again from the events")
+    sql = commands.add_parser("sql", help="run one read-only SELECT")
+    sql.add_argument("query")
+    sql.add_argument("--limit", type=int, default=1000)
+    sql.add_argument("--json", action="store_true")
+    return parser
+
+
+def _print(text: Any) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _print_table(answer: Answer) -> None:
+    table = RichTable(*answer.columns)
+    for row in answer.rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Opening the record: one async engine per process, on SQLite (WAL) or PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from scheduler.errors import RecordUnavailable
+
+
+def open_database(url: str) -> AsyncEngine:
+    """Create the engine. Parameters of failing statements (prompts may be among them) are never logged."""
+    parsed = make_url(url)
+    if not parsed.drivername.startswith("sqlite"):
+        return create_async_engine(url, hide_parameters=True, pool_pre_ping=True)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": 30})
+    event.listen(engine.sync_engine, "connect", _set_pragmas)
+    return engine
+
+
+@asynccontextmanager
+async def record_errors() -> AsyncIterator[None]:
+    """Turn what a down, locked or missing database raises into RecordUnavailable."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise RecordUnavailable(str(error.orig)) from error
+    except (SQLAlchemyError, OSError) as error:
+        raise RecordUnavailable(str(error)) from error
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    """WAL lets readers go on while the projector writes; FULL keeps a 202's promise over a power cut."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

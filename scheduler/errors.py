@@ -1,0 +1,112 @@
+"""What can go wrong between a request and its record; the message of each class says what to do.
+
+FarmError
+├── QueueUnavailable        Redis does not answer, or refuses writes
+├── QueueFull               a bound of the queue is reached
+├── NoLease                 a worker claims without a live lease
+├── IdempotencyConflict     one Idempotency-Key, two different bodies
+├── UnknownJob
+├── UnknownModel
+├── ContextTooLong
+├── TemplateRefused         a chat template raised
+├── InvalidKey
+├── RecordUnavailable       the SQL database does not answer
+├── InvalidQuery            an audit query that is not a read-only SELECT
+└── InvalidRule
+"""
+
+from __future__ import annotations
+
+
+class FarmError(Exception):
+    """Every error that a user or an operator can cause or meet."""
+
+
+class QueueUnavailable(FarmError):
+    """The queue (Redis) does not answer; nothing was accepted, try again."""
+
+    def __init__(self, reason: str = "", retry_after_s: float = 2.0) -> None:
+        super().__init__("The queue (Redis) is not reachable" + (f": {reason}" if reason else "") + ". Try again soon.")
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(FarmError):
+    """A bound of the queue is reached; the request was refused whole."""
+
+    def __init__(self, scope: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"The queue is full ({scope}: {limit}). Try again in {retry_after_s:.0f} s.")
+        self.scope = scope
+        self.retry_after_s = retry_after_s
+
+
+class NoLease(FarmError):
+    """The worker's lease has ended: it must drop its jobs and register again under a new id."""
+
+
+class IdempotencyConflict(FarmError):
+    """The Idempotency-Key was used before with a different body."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Idempotency-Key {key!r} was already used with a different request body. Use a new key for a new request."
+        )
+
+
+class UnknownJob(FarmError):
+    """No job has this id, or its record is past its retention."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"No job {job_id!r} is known here (or its retention time is over).")
+
+
+class UnknownModel(FarmError):
+    """No worker serves a model of this name."""
+
+    def __init__(self, name: str, nearest: list[str]) -> None:
+        hint = f" Did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else " GET /v1/models lists them."
+        super().__init__(f"The model {name!r} is not served here.{hint}")
+        self.name = name
+        self.nearest = nearest
+
+
+class ContextTooLong(FarmError):
+    """The prompt, with the tokens asked for, does not fit the model's context."""
+
+    def __init__(self, prompt_tokens: int, context_tokens: int, max_tokens: int | None = None) -> None:
+        asked = f" plus max_tokens={max_tokens}" if max_tokens is not None else ""
+        super().__init__(
+            f"This model's context is {context_tokens} tokens, but the prompt has {prompt_tokens} tokens{asked}. "
+            "Shorten the prompt or ask for fewer tokens."
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+
+
+class TemplateRefused(FarmError):
+    """The model's chat template raised an error for these messages."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The model's chat template refused the messages: {reason}")
+
+
+class InvalidKey(FarmError):
+    """The API key is missing or wrong."""
+
+    def __init__(self) -> None:
+        super().__init__("Missing or wrong API key. Send it as 'Authorization: Bearer <key>' or as 'x-api-key'.")
+
+
+class RecordUnavailable(FarmError):
+    """The SQL database does not answer."""
+
+    def __init__(self, reason: str = "", retry_after_s: float = 2.0) -> None:
+        super().__init__("The record (SQL) is not reachable" + (f": {reason}" if reason else "") + ". Try again soon.")
+        self.retry_after_s = retry_after_s
+
+
+class InvalidQuery(FarmError):
+    """An audit query that is not one read-only SELECT, or that the database refused."""
+
+
+class InvalidRule(FarmError):
+    """A routing rule that cannot be applied."""

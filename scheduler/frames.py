@@ -1,0 +1,87 @@
+"""What a worker says about a job, step by step, and its wire form (msgpack); pure.
+
+A job's token log is a Redis stream of frames with the explicit id `<generation>-<sequence>`; the last one is an End.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from scheduler.jobs import JobState
+
+TokenLogprobs = tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...]
+"""Per emitted token: (token id, logprob, the most likely (token id, logprob) pairs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Text and token ids that one step added to one choice; `finish_reason` (stop, length) ends the choice."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: TokenLogprobs | None = None
+    finish_reason: str | None = None
+    stop_string: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The job's terminal frame. `data` holds usage, timings and, where it failed, `error_code` and `error`."""
+
+    state: JobState
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameId:
+    """Position in a job's token log; also the SSE `id:`. Orders by generation, then sequence."""
+
+    generation: int
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.generation}-{self.sequence}"
+
+    @staticmethod
+    def parse(text: str) -> FrameId:
+        """Read `<generation>-<sequence>`. Raises ValueError for anything else."""
+        generation, _, sequence = text.partition("-")
+        return FrameId(int(generation), int(sequence))
+
+
+START = FrameId(0, 0)
+"""Before the first frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One entry of a job's token log."""
+
+    job_id: str
+    id: FrameId
+    body: tuple[Chunk, ...] | End
+
+
+def encode_chunks(chunks: Sequence[Chunk]) -> bytes:
+    """To msgpack: a list of [index, ids, text, logprobs, finish_reason, stop_string]."""
+    return bytes(
+        msgpack.packb([(c.index, c.token_ids, c.text, c.logprobs, c.finish_reason, c.stop_string) for c in chunks])
+    )
+
+
+def encode_end(end: End) -> bytes:
+    """To msgpack: [state, data]."""
+    return bytes(msgpack.packb([end.state.value, dict(end.data)]))
+
+
+def decode_body(data: bytes) -> tuple[Chunk, ...] | End:
+    """Inverse of `encode_chunks` and `encode_end`."""
+    raw = msgpack.unpackb(data, use_list=False)
+    if raw and isinstance(raw[0], str):
+        return End(JobState(raw[0]), raw[1])
+    return tuple(Chunk(*fields) for fields in raw)

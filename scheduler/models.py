@@ -1,0 +1,118 @@
+"""Which models the farm serves: model cards that node agents publish in Redis and API nodes read.
+
+`farm:models` is a set of names, `farm:model:<name>` a card with a time to live, `farm:tokenizer:<sha256>` the tokenizer
+JSON (shared by models that have the same one).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import time
+import zlib
+from dataclasses import asdict, dataclass
+
+import msgpack
+from redis.asyncio import Redis
+
+from scheduler.errors import UnknownModel
+from scheduler.queue import redis_errors
+
+CARD_TTL_S = 60
+"""A card that its node agent does not renew for this long is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What an API node must know of a model to render, count and bound a prompt without its files."""
+
+    name: str
+    created_s: int
+    context_tokens: int
+    vocab_tokens: int
+    tokenizer_sha256: str
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    eos_token_ids: tuple[int, ...]
+    think_start: str | None
+    think_end: str | None
+    has_tool_calling: bool
+    tool_call_start: str | None
+    tool_call_end: str | None
+    engine: str
+    parameters: int
+    weight_bytes: int
+    state: str = "loaded"
+
+
+class ModelCatalog:
+    """Publish, renew, list and look up model cards. All methods raise QueueUnavailable when Redis does not answer."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._tokenizers: dict[str, str] = {}
+        self._cards: tuple[float, list[ModelCard]] | None = None
+
+    async def publish(self, card: ModelCard, tokenizer_json: str) -> None:
+        """Make a card visible for CARD_TTL_S; repeat before that to keep it."""
+        async with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(f"farm:tokenizer:{card.tokenizer_sha256}", zlib.compress(tokenizer_json.encode()), ex=CARD_TTL_S)
+            pipe.set(f"farm:model:{card.name}", msgpack.packb(asdict(card)), ex=CARD_TTL_S)
+            pipe.sadd("farm:models", card.name)
+            await pipe.execute()
+
+    async def renew(self, card: ModelCard) -> bool:
+        """Keep a published card for another CARD_TTL_S; False when Redis has forgotten it (publish again)."""
+        async with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.expire(f"farm:tokenizer:{card.tokenizer_sha256}", CARD_TTL_S)
+            pipe.expire(f"farm:model:{card.name}", CARD_TTL_S)
+            return all(await pipe.execute())
+
+    async def withdraw(self, name: str) -> None:
+        """Remove a card: its last worker has left on purpose."""
+        async with redis_errors():
+            await self._redis.delete(f"farm:model:{name}")
+
+    async def cards(self) -> list[ModelCard]:
+        """All current cards by name; answers from memory for up to a second."""
+        if self._cards and time.monotonic() - self._cards[0] < 1.0:
+            return self._cards[1]
+        async with redis_errors():
+            names = sorted(name.decode() for name in await self._members())
+            raw = await self._redis.mget([f"farm:model:{name}" for name in names]) if names else []
+            gone = [name for name, data in zip(names, raw, strict=True) if data is None]
+            if gone:
+                await self._forget(gone)
+        cards = [ModelCard(**msgpack.unpackb(data, use_list=False)) for data in raw if data is not None]
+        self._cards = (time.monotonic(), cards)
+        return cards
+
+    async def get(self, name: str) -> ModelCard:
+        """The card of a model. Raises UnknownModel, with the nearest names, when nobody serves it."""
+        cards = {card.name: card for card in await self.cards()}
+        if name not in cards:
+            raise UnknownModel(name, difflib.get_close_matches(name, cards, n=3, cutoff=0.4))
+        return cards[name]
+
+    async def tokenizer_json(self, card: ModelCard) -> str:
+        """The tokenizer file of a model; kept in memory by its hash. Raises UnknownModel when it has expired."""
+        if card.tokenizer_sha256 not in self._tokenizers:
+            async with redis_errors():
+                data = await self._redis.get(f"farm:tokenizer:{card.tokenizer_sha256}")
+            if data is None:
+                raise UnknownModel(card.name, [])
+            self._tokenizers[card.tokenizer_sha256] = zlib.decompress(data).decode()
+        return self._tokenizers[card.tokenizer_sha256]
+
+    async def _members(self) -> set[bytes]:
+        members = self._redis.smembers("farm:models")
+        return set(await members)  # type: ignore[misc]
+
+    async def _forget(self, names: list[str]) -> None:
+        await self._redis.srem("farm:models", *names)  # type: ignore[misc]
+
+
+def tokenizer_hash(tokenizer_json: str) -> str:
+    """The name under which a tokenizer is stored."""
+    return hashlib.sha256(tokenizer_json.encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""From messages to token ids: a model's chat template in Jinja's sandbox and its tokenizer. No MLX, no transformers.
+
+Templates are data from model folders: they run in an immutable sandbox, with the globals that the model hub's
+templates expect (raise_exception, strftime_now, tojson).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from scheduler.errors import ContextTooLong, TemplateRefused
+from scheduler.models import ModelCard
+
+Message = Mapping[str, Any]
+
+
+class PromptFormat:
+    """One model's way of turning messages or text into token ids."""
+
+    def __init__(self, card: ModelCard, tokenizer_json: str) -> None:
+        self.card = card
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._template = _compile(card.chat_template) if card.chat_template is not None else None
+
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None, **extra: Any) -> str:
+        """Apply the chat template; `extra` are template variables such as enable_thinking.
+
+        Raises TemplateRefused when the model has no template or the template raises.
+        """
+        if self._template is None:
+            raise TemplateRefused("this model has no chat template; use /v1/completions")
+        context = {
+            "messages": [dict(message) for message in messages],
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": True,
+            "bos_token": self.card.bos_token or "",
+            "eos_token": self.card.eos_token or "",
+            **extra,
+        }
+        try:
+            return self._template.render(context)
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:
+            raise TemplateRefused(str(error) or type(error).__name__) from error
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Text to token ids. Templates bring their own special tokens; plain text wants the tokenizer's (BOS)."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Token ids to text, special tokens included."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for (what OpenAI's logprobs call `bytes`)."""
+        piece = self._tokenizer.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if all(char in _BYTE_OF_CHAR for char in piece):
+            return bytes(_BYTE_OF_CHAR[char] for char in piece)
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+    def bound(self, prompt_tokens: int, max_tokens: int | None, min_room: int = 1) -> int:
+        """How many tokens may be generated: what was asked for, or all that fit.
+
+        Raises ContextTooLong when the prompt leaves no room, or less than was asked for explicitly.
+        """
+        room = self.card.context_tokens - prompt_tokens
+        if room < min_room:
+            raise ContextTooLong(prompt_tokens, self.card.context_tokens)
+        if max_tokens is not None and max_tokens > room:
+            raise ContextTooLong(prompt_tokens, self.card.context_tokens, max_tokens)
+        return room if max_tokens is None else max_tokens
+
+
+def _compile(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise TemplateRefused(f"it does not compile: {error}") from error
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now(UTC).strftime(pattern)
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's byte-level alphabet: printable bytes stand for themselves, the others for U+0100 upwards."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()

@@ -1,0 +1,313 @@
+"""The queue: every move of a job is one atomic script that also appends its event. Knows Redis, decides nothing.
+
+Key schema and contracts: scripts/prelude.lua. All times are Redis' clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import orjson
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from scheduler.errors import IdempotencyConflict, NoLease, QueueFull, QueueUnavailable
+from scheduler.events import EventType
+from scheduler.frames import End, encode_end
+from scheduler.job_ids import shard_of
+from scheduler.jobs import TRANSITIONS, JobState, Lane
+from scheduler.requests import JobRequest
+from scheduler.scripts import QueuePolicy, script_texts
+
+Client: TypeAlias = "Redis"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job about to be submitted. `node` wants its frames ('' = nobody); `cost_tokens` 0 means: as `cost` says."""
+
+    id: str
+    request: JobRequest
+    pool: str
+    tenant: str
+    lane: Lane
+    route: str
+    rule_version: int
+    model_asked: str
+    request_id: str
+    durable: bool = False
+    weight: float = 1.0
+    deadline_ms: int = 0
+    node: str = ""
+    idempotency_key: str = ""
+    body_hash: str = ""
+    cost_tokens: int = field(default=0)
+
+    @property
+    def cost(self) -> int:
+        """Tokens that admission and fairness count for this job."""
+        asked = self.request.stopping.max_tokens * self.request.choices
+        return self.cost_tokens or max(1, self.request.prompt_tokens + asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that a worker now holds. `sequence` is the last frame in its log (0: nothing emitted yet)."""
+
+    id: str
+    token: str
+    generation: int
+    sequence: int
+    request: JobRequest
+    solo: bool
+    submitted_ms: int
+    claimed_ms: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What Redis answers a worker: `alive` False means the lease is lost; the lists name jobs to drop or to stop."""
+
+    alive: bool
+    disowned: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()
+
+
+def shard_key(shard: int, name: str) -> str:
+    """The Redis key `name` of a shard; the braces keep a shard in one cluster slot."""
+    return f"{{farm.{shard}}}:{name}"
+
+
+def event_key(shard: int) -> str:
+    """The shard's event log."""
+    return shard_key(shard, "ev")
+
+
+@asynccontextmanager
+async def redis_errors() -> AsyncIterator[None]:
+    """Turn what a down, loading, full or read-only Redis raises into QueueUnavailable."""
+    try:
+        yield
+    except RedisError as error:
+        raise QueueUnavailable(str(error) or type(error).__name__) from error
+    except OSError as error:
+        raise QueueUnavailable(str(error)) from error
+
+
+class JobQueue:
+    """Every key, script and move of the queue. Safe to use from many tasks of one event loop.
+
+    All methods raise QueueUnavailable when Redis does not answer or refuses the write; every script is idempotent,
+    so the caller may try again.
+    """
+
+    def __init__(self, redis: Client, *, shards: int = 1, policy: QueuePolicy | None = None) -> None:
+        self.redis = redis
+        self.shards = shards
+        self.policy = policy or QueuePolicy()
+        self._scripts: dict[str, AsyncScript] = {
+            name: redis.register_script(text) for name, text in script_texts(self.policy).items()
+        }
+
+    async def submit(self, job: NewJob) -> str:
+        """Accept a job or refuse it whole; return its id, or the first job's id for a repeated idempotency key.
+
+        Raises QueueFull, IdempotencyConflict, QueueUnavailable.
+        """
+        async with redis_errors():
+            code, value = await self.run("submit", shard_of(job.id), *self.submit_args(job))
+        if code == b"conflict":
+            raise IdempotencyConflict(job.idempotency_key)
+        if code not in (b"ok", b"dup"):
+            raise QueueFull(_BOUNDS[code], int(value), retry_after_s=5.0)
+        return str(value.decode())
+
+    def submit_args(self, job: NewJob) -> list[Any]:
+        """The arguments of submit.lua, in its order."""
+        return [
+            job.id,
+            job.pool,
+            job.tenant,
+            job.lane.value,
+            job.cost,
+            job.weight,
+            job.request.choices,
+            job.deadline_ms,
+            job.node,
+            job.idempotency_key,
+            job.body_hash,
+            job.request.encode(),
+            int(job.durable),
+            self.policy.max_waiting_jobs,
+            self.policy.max_waiting_tokens,
+            self.policy.max_tenant_jobs,
+            orjson.dumps(_submitted_data(job)),
+        ]
+
+    async def claim(
+        self, worker: str, pool: str, *, rows: int, nonce: str, idle: bool, shard: int = 0
+    ) -> list[Claimed]:
+        """Take jobs for up to `rows` sequences. The same nonce gets the same answer again. Raises NoLease."""
+        async with redis_errors():
+            answer = await self.run("claim", shard, worker, pool, rows, nonce, int(idle))
+        if answer is None:
+            raise NoLease(worker)
+        return [_claimed(entry) for entry in answer]
+
+    async def finish(self, job_id: str, token: str, event: EventType, data: Mapping[str, Any]) -> bool:
+        """End a held job; False when the token is no longer current (another worker has the job: forget it)."""
+        state = TRANSITIONS[event][1]
+        frame = encode_end(End(state, data))
+        async with redis_errors():
+            answer = await self.run(
+                "finish", shard_of(job_id), job_id, token, event.value, state.value, orjson.dumps(data), frame
+            )
+        return bool(answer == b"ok")
+
+    async def release(self, job_id: str, token: str, why: str, delay_ms: int = 0) -> bool:
+        """Hand a held job back without a crash mark, to the front or due later; False when fenced."""
+        async with redis_errors():
+            return bool(await self.run("release", shard_of(job_id), job_id, token, why, delay_ms) == b"ok")
+
+    async def cancel(self, job_id: str, by: str) -> JobState | None:
+        """Cancel wherever the job is; return the state before, None for an unknown job. Repeating it is a no-op."""
+        async with redis_errors():
+            answer = await self.run("cancel", shard_of(job_id), job_id, by)
+        return None if answer == b"unknown" else JobState(answer.decode())
+
+    async def expire(self, shard: int, limit: int = 64) -> int:
+        """End jobs past their deadline; return how many were touched (call again while it equals `limit`)."""
+        async with redis_errors():
+            return int(await self.run("expire", shard, limit))
+
+    async def heartbeat(self, worker: str, held: Sequence[str], *, register: bool = False, shard: int = 0) -> Heartbeat:
+        """Renew a worker's lease (begin it with `register`) and reconcile what it holds."""
+        policy = self.policy
+        args = (worker, policy.lease_ms, int(register), policy.disowned_grace_ms, *held)
+        async with redis_errors():
+            alive, *lists = await self.run("heartbeat", shard, *args)
+        disowned, cancelled, expired = (tuple(item.decode() for item in ids) for ids in lists)
+        return Heartbeat(bool(alive), disowned, cancelled, expired)
+
+    async def reap(self, shard: int, *, worker: str = "", limit: int = 64) -> list[str]:
+        """Re-queue the jobs of workers whose lease has ended, or of `worker` now (its process is known to be dead)."""
+        async with redis_errors():
+            touched = await self.run("reap", shard, self.policy.max_crashes, limit, worker)
+        return [item.decode() for item in touched]
+
+    async def listen(self, job_id: str, node: str, *, add: bool = True) -> JobState | None:
+        """Ask for (or stop) a job's frames on this node's channel; None for an unknown job."""
+        async with redis_errors():
+            answer = await self.run("listen", shard_of(job_id), job_id, node, int(add))
+        return None if answer == b"unknown" else JobState(answer.decode())
+
+    async def body(self, job_id: str) -> JobRequest | None:
+        """The request of a job, while Redis still keeps it."""
+        async with redis_errors():
+            data = await self.redis.get(shard_key(shard_of(job_id), f"b:{job_id}"))
+        return JobRequest.decode(data) if data else None
+
+    async def snapshot(self, job_id: str) -> dict[str, str] | None:
+        """The job's hash (state, tenant, lane, pool, enq, claimed, ended, attempt, crashes, out, …) or None."""
+        async with redis_errors():
+            fields = await _await(self.redis.hgetall(shard_key(shard_of(job_id), f"j:{job_id}")))
+        return {key.decode(): value.decode() for key, value in fields.items()} or None
+
+    async def position(self, job_id: str) -> int | None:
+        """How many jobs of its pool are before a waiting job (in its lane and the higher ones), from 1; else None."""
+        job = await self.snapshot(job_id)
+        if job is None or job["state"] != JobState.QUEUED:
+            return None
+        lanes = [lane.value for lane in Lane]
+        at = job["at_lane"]
+        ahead = lanes[: lanes.index(at)] if at in lanes else []
+        prefix = shard_key(shard_of(job_id), f"wait:{job['pool']}:")
+        async with redis_errors():
+            rank = await self.redis.zrank(prefix + at, job_id)
+            depths = [int(await self.redis.zcard(prefix + lane)) for lane in ahead]
+        return None if rank is None else int(rank) + sum(depths) + 1
+
+    async def depths(self, pool: str) -> dict[str, int]:
+        """Waiting jobs per lane of a pool, over all shards."""
+        lanes = [*(lane.value for lane in Lane), "resume", "solo"]
+        async with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
+            for shard in range(self.shards):
+                for lane in lanes:
+                    pipe.zcard(shard_key(shard, f"wait:{pool}:{lane}"))
+            counts = await pipe.execute()
+        return {lane: sum(counts[i :: len(lanes)]) for i, lane in enumerate(lanes)}
+
+    async def live_workers(self) -> list[str]:
+        """Names of the workers whose lease has not ended, over all shards."""
+        async with redis_errors():
+            seconds, micros = await _await(self.redis.time())
+            now_ms = seconds * 1000 + micros // 1000
+            names: set[str] = set()
+            for shard in range(self.shards):
+                names.update(n.decode() for n in await self.redis.zrangebyscore(shard_key(shard, "wl"), now_ms, "+inf"))
+        return sorted(names)
+
+    async def leases(self, prefix: str) -> list[str]:
+        """Names of workers that begin with `prefix` and have a lease, ended or not."""
+        names: set[str] = set()
+        async with redis_errors():
+            for shard in range(self.shards):
+                names.update(n.decode() for n in await self.redis.zrange(shard_key(shard, "wl"), 0, -1))
+        return sorted(name for name in names if name.startswith(prefix))
+
+    async def run(self, name: str, shard: int, *args: Any) -> Any:
+        """Run one script on a shard (EVALSHA, loading it first where Redis has forgotten it)."""
+        return await self._scripts[name](keys=[event_key(shard)], args=args)
+
+    def script(self, name: str) -> AsyncScript:
+        """A script for use in a pipeline (`script(keys=[event_key(shard)], args=…, client=pipe)`)."""
+        return self._scripts[name]
+
+
+_BOUNDS = {
+    b"full": "jobs waiting",
+    b"full_tokens": "tokens waiting",
+    b"tenant_full": "jobs of this tenant",
+}
+
+
+def _submitted_data(job: NewJob) -> dict[str, Any]:
+    return {
+        "tenant": job.tenant,
+        "lane": job.lane.value,
+        "kind": job.request.kind,
+        "model_asked": job.model_asked,
+        "model": job.request.model,
+        "route": job.route,
+        "rule_version": job.rule_version,
+        "request_id": job.request_id,
+        "params": job.request.params(),
+        "durable": job.durable,
+        "prompt_tokens": job.request.prompt_tokens,
+    }
+
+
+def _claimed(entry: Sequence[Any]) -> Claimed:
+    job_id, token, generation, sequence, body, solo, submitted_ms, claimed_ms, attempt = entry
+    return Claimed(
+        id=job_id.decode(),
+        token=token.decode(),
+        generation=int(generation),
+        sequence=int(sequence),
+        request=JobRequest.decode(body),
+        solo=bool(solo),
+        submitted_ms=int(submitted_ms),
+        claimed_ms=int(claimed_ms),
+        attempt=int(attempt),
+    )
+
+
+async def _await(result: Any) -> Any:
+    """redis-py types some commands as value-or-awaitable; here it is always awaitable."""
+    return await result

@@ -1,0 +1,53 @@
+"""The reaper: jobs of dead workers go back to the front, jobs past their deadline end. Two reapers do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from scheduler.errors import QueueUnavailable
+from scheduler.queue import JobQueue, redis_errors
+
+log = structlog.get_logger()
+
+BATCH_JOBS = 64
+
+
+class Reaper:
+    """Looks at every shard once a period."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+
+    async def run(self, period_s: float = 0.5) -> None:
+        """Reap for ever; a Redis outage only delays it."""
+        while True:
+            try:
+                await self.round()
+            except QueueUnavailable as error:
+                log.warning("reaper waits", error=str(error))
+            await asyncio.sleep(period_s)
+
+    async def round(self) -> int:
+        """One look at every shard; return how many jobs were touched.
+
+        Leases are left alone for two lease times after Redis has started: a worker that could not renew its lease
+        during the outage is not dead.
+        """
+        touched = 0
+        reap = await self._uptime_ms() > 2 * self._queue.policy.lease_ms
+        for shard in range(self._queue.shards):
+            while await self._queue.expire(shard, BATCH_JOBS) == BATCH_JOBS:
+                touched += BATCH_JOBS
+            if reap:
+                requeued = await self._queue.reap(shard, limit=BATCH_JOBS)
+                touched += len(requeued)
+                if requeued:
+                    log.warning("jobs of lost workers put back", shard=shard, jobs=requeued)
+        return touched
+
+    async def _uptime_ms(self) -> int:
+        async with redis_errors():
+            info = await self._queue.redis.info("server")
+        return int(info["uptime_in_seconds"]) * 1000

@@ -1,0 +1,72 @@
+"""The relay: async jobs that SQL has accepted and the queue does not know are given to the queue (again).
+
+Submitting is idempotent by job id, so that repeating it is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from redis.asyncio import Redis
+
+from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
+from scheduler.job_ids import shard_of
+from scheduler.queue import JobQueue, NewJob, redis_errors, shard_key
+from scheduler.store import Store
+
+log = structlog.get_logger()
+
+GRACE_MS = 5_000
+"""The API node that accepted a job gets this long to submit it itself."""
+
+
+class Relay:
+    """Moves accepted jobs from SQL to the queue."""
+
+    def __init__(self, redis: Redis, queue: JobQueue, store: Store) -> None:
+        self._redis = redis
+        self._queue = queue
+        self._store = store
+
+    async def run(self, period_s: float = 5.0, sweep_every: int = 12) -> None:
+        """Relay for ever; every `sweep_every` periods also look for jobs that the queue has forgotten."""
+        turn = 0
+        while True:
+            try:
+                await self.relay(GRACE_MS)
+                if turn % sweep_every == 0:
+                    await self.sweep()
+                turn += 1
+            except (QueueUnavailable, RecordUnavailable) as error:
+                log.warning("relay waits", error=str(error))
+            except QueueFull as error:
+                log.warning("relay waits", error=str(error))
+            await asyncio.sleep(period_s)
+
+    async def relay(self, older_than_ms: int) -> int:
+        """Submit what was accepted before that and not relayed; return how many."""
+        jobs = await self._store.unrelayed(older_than_ms)
+        for job in jobs:
+            await self._submit(job)
+            await self._store.relayed(job.id)
+        return len(jobs)
+
+    async def sweep(self) -> int:
+        """Submit relayed, unfinished jobs that Redis does not know (it lost its memory); return how many."""
+        count, last = 0, ""
+        while jobs := await self._store.unfinished(last):
+            last = jobs[-1].id
+            for job in jobs:
+                async with redis_errors():
+                    known = await self._redis.exists(shard_key(shard_of(job.id), f"j:{job.id}"))
+                if not known:
+                    await self._submit(job)
+                    count += 1
+        return count
+
+    async def _submit(self, job: NewJob) -> None:
+        try:
+            await self._queue.submit(job)
+        except IdempotencyConflict as error:  # SQL's own key check came first and is the authority
+            log.error("relay met another job under the same key", job=job.id, error=str(error))

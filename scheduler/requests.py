@@ -1,0 +1,102 @@
+"""What a job asks for, in the farm's own words, and its wire form (msgpack): protocols are translated at the edge.
+
+One request may hold several prompts (`/v1/completions` takes arrays) and ask for `n` answers to each: choice
+`prompt_index * n + k` is the k-th answer to that prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import msgpack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn; the defaults change nothing."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """When a choice ends. `max_tokens` is already bounded by the context."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    strings: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """The body of a job.
+
+    `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones.
+    `rendering` is the edge's own note on how to put the answer into the caller's protocol; the core never reads it.
+    """
+
+    kind: str
+    model: str
+    prompts: tuple[tuple[int, ...], ...]
+    n: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    stopping: Stopping
+    logprobs: int | None = None
+    rendering: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def choices(self) -> int:
+        """How many sequences the engine runs for this job."""
+        return len(self.prompts) * self.n
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(len(prompt) for prompt in self.prompts)
+
+    def choice_prompt(self, index: int) -> tuple[int, ...]:
+        """The prompt's token ids that choice `index` answers."""
+        return self.prompts[index // self.n]
+
+    def choice_seed(self, index: int) -> int:
+        """A seed of its own for each choice; choice 0 has the request's."""
+        return (self.sampling.seed + index * 0x9E3779B97F4A7C15) % 2**64
+
+    def encode(self) -> bytes:
+        """To msgpack; `decode` is its inverse."""
+        return bytes(msgpack.packb(asdict(self)))
+
+    @staticmethod
+    def decode(data: bytes) -> JobRequest:
+        """From msgpack. Unknown fields of newer writers are ignored."""
+        raw = msgpack.unpackb(data, use_list=False)
+        known = {f.name for f in fields(JobRequest)}
+        body = {key: value for key, value in raw.items() if key in known}
+        body["sampling"] = Sampling(**raw["sampling"])
+        body["stopping"] = Stopping(**raw["stopping"])
+        return JobRequest(**body)
+
+    def params(self) -> dict[str, Any]:
+        """The parameters in effect, for the record (no prompt text, no token ids of the prompt)."""
+        return {
+            "n": self.n,
+            "choices": self.choices,
+            "logprobs": self.logprobs,
+            **{key: value for key, value in asdict(self.sampling).items() if key != "logit_bias"},
+            "logit_bias": len(self.sampling.logit_bias),
+            "max_tokens": self.stopping.max_tokens,
+            "min_tokens": self.stopping.min_tokens,
+            "stop": len(self.stopping.strings) + len(self.stopping.token_ids),
+            "ignore_eos": self.stopping.ignore_eos,
+        }

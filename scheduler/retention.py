@@ -1,0 +1,83 @@
+"""What the farm forgets, and when: results, records with their events, projected events and token logs in Redis.
+
+A job's row and its events go together, by whole hours, so that a rebuild gives the same tables before and after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from scheduler.database import record_errors
+from scheduler.job_ids import shard_of
+from scheduler.projector import HOUR_MS, RETENTION, Projector, retention_cutoff
+from scheduler.queue import JobQueue, redis_errors, shard_key
+from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What one run removed (rows, and entries of the event log in Redis)."""
+
+    results: int
+    jobs: int
+    events: int
+    log_entries: int
+    token_logs: int
+
+
+class Retention:
+    """Removes what is past its time. Safe to repeat and to run twice at once."""
+
+    def __init__(self, redis: Redis, engine: AsyncEngine, queue: JobQueue, projectors: list[Projector]) -> None:
+        self._redis = redis
+        self._engine = engine
+        self._queue = queue
+        self._projectors = projectors
+
+    async def run(self, *, now_ms: int, result_ttl_ms: int, record_ttl_ms: int, trim_margin_ms: int) -> Forgotten:
+        """Forget everything that is too old at `now_ms`. Raises QueueUnavailable, RecordUnavailable."""
+        token_logs = await self._token_logs()
+        results = await self._results(now_ms - result_ttl_ms)
+        jobs, events = await self._records((now_ms - record_ttl_ms) // HOUR_MS * HOUR_MS)
+        entries = sum([await projector.trim(trim_margin_ms) for projector in self._projectors])
+        return Forgotten(results, jobs, events, entries, token_logs)
+
+    async def _results(self, before_ms: int) -> int:
+        async with record_errors(), self._engine.begin() as connection:
+            gone = await connection.execute(delete(DurableJobRow).where(DurableJobRow.ended_ms < before_ms))
+        return gone.rowcount
+
+    async def _records(self, before_ms: int) -> tuple[int, int]:
+        old = select(JobRow.id).where(JobRow.ended_ms < before_ms)
+        async with record_errors(), self._engine.begin() as connection:
+            if before_ms <= int(await retention_cutoff(connection)):
+                return 0, 0
+            events = await connection.execute(delete(EventRow).where(EventRow.job_id.in_(old)))
+            jobs = await connection.execute(delete(JobRow).where(JobRow.ended_ms < before_ms))
+            moved = await connection.execute(
+                update(CheckpointRow).where(CheckpointRow.name == RETENTION).values(position=str(before_ms))
+            )
+            if moved.rowcount == 0:
+                await connection.execute(insert(CheckpointRow).values(name=RETENTION, position=str(before_ms)))
+        return jobs.rowcount, events.rowcount
+
+    async def _token_logs(self) -> int:
+        """Give ended async jobs in Redis their time to live where the projector was stopped before it could."""
+        query = select(DurableJobRow.id).where(DurableJobRow.ended_ms.is_not(None))
+        async with record_errors(), self._engine.connect() as connection:
+            ids = (await connection.execute(query)).scalars().all()
+        policy, count = self._queue.policy, 0
+        for job_id in ids:
+            shard = shard_of(job_id)
+            async with redis_errors():
+                if await self._redis.ttl(shard_key(shard, f"t:{job_id}")) != -1:
+                    continue
+                await self._redis.pexpire(shard_key(shard, f"t:{job_id}"), policy.log_ttl_ms)
+                await self._redis.pexpire(shard_key(shard, f"b:{job_id}"), policy.log_ttl_ms)
+                await self._redis.pexpire(shard_key(shard, f"j:{job_id}"), policy.job_ttl_ms)
+            count += 1
+        return count

@@ -1,0 +1,117 @@
+-- Give a worker jobs for up to `rows` sequences: resumed ones first, then (for an idle worker) one suspect alone,
+-- then by aged lane and, inside the lane, the tenant with the least service. Idempotent by nonce.
+-- ARGV: worker pool rows nonce idle(0|1)
+-- Returns a list of {id, token, generation, last sequence, body, solo(0|1), submitted ms,
+-- claimed ms, attempt}; nil without a live lease.
+local wid, pool, rows, nonce, idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
+local t = now()
+local lease = redis.call('ZSCORE', S .. 'wl', wid)
+if not lease or tonumber(lease) < t then return false end
+go()
+local out, taken = {}, {}
+
+local function answer(id, solo)
+  local j = S .. 'j:' .. id
+  local h = redis.call('HMGET', j, 'tok', 'gen', 'enq', 'attempt', 'claimed')
+  out[#out + 1] = {id, h[1], h[2], last_sequence(id), redis.call('GET', S .. 'b:' .. id) or '', solo, h[3], h[5], h[4]}
+  taken[#taken + 1] = id
+end
+
+local previous = redis.call('GET', S .. 'cl:' .. wid)
+if previous then
+  local old, ids = string.match(previous, '^(%S+) (.*)$')
+  if old == nonce then
+    for id in string.gmatch(ids, '%S+') do
+      local h = redis.call('HMGET', S .. 'j:' .. id, 'wid', 'at_lane')
+      if h[1] == wid then answer(id, h[2] == 'solo' and 1 or 0) end
+    end
+    return out
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', S .. 'due', '-inf', t, 'LIMIT', 0, 32)) do
+  local j = S .. 'j:' .. id
+  local h = redis.call('HMGET', j, 'state', 'pool', 'lane', 'tenant', 'crashes')
+  redis.call('ZREM', S .. 'due', id)
+  if legal('requeued', h[1]) then
+    log('requeued', id, t, cjson.encode({why = 'due', crashes = tonumber(h[5])}))
+    enqueue(id, j, h[2], h[3], h[4], t)
+  end
+end
+
+-- Returns nil (nothing there), false (a tombstone was dropped) or the job's cost and weight.
+local function take(lane, tenant)
+  local q = S .. 'q:' .. pool .. ':' .. lane .. ':' .. tenant
+  redis.pcall('XGROUP', 'CREATE', q, 'w', '0', 'MKSTREAM')
+  local r = redis.call('XREADGROUP', 'GROUP', 'w', wid, 'COUNT', 1, 'STREAMS', q, '>')
+  if not r or not r[1] or not r[1][2][1] then redis.call('DEL', q) return nil end
+  local eid, f = r[1][2][1][1], r[1][2][1][2]
+  local id = f and f[2]
+  local j = S .. 'j:' .. (id or '')
+  local h = id and redis.call('HMGET', j, 'state', 'eid', 'cost', 'weight', 'rows') or {}
+  if not legal('claimed', h[1]) or h[2] ~= eid then
+    redis.call('XACK', q, 'w', eid)
+    redis.call('XDEL', q, eid)
+    return false
+  end
+  local fence = redis.call('INCR', S .. 'fence')
+  local attempt = redis.call('HINCRBY', j, 'attempt', 1)
+  -- compared for equality; the nonce keeps tokens apart even if a failover rolls the counter back
+  local token = int(fence) .. ':' .. wid .. ':' .. nonce
+  leave_lane(id, j)
+  redis.call('HSET', j, 'state', 'running', 'tok', token, 'fence', fence, 'wid', wid, 'claimed', int(t))
+  redis.call('SADD', S .. 'wj:' .. wid, id)
+  log('claimed', id, t, cjson.encode({worker = wid, fence = fence, attempt = attempt}))
+  answer(id, lane == 'solo' and 1 or 0)
+  rows = rows - tonumber(h[5])
+  return tonumber(h[3]), tonumber(h[4])
+end
+
+local function depth(lane) return redis.call('ZCARD', S .. 'wait:' .. pool .. ':' .. lane) end
+
+local function best_lane()
+  local best, found = math.huge, nil
+  for i, lane in ipairs(LANES) do
+    local head = redis.call('ZRANGE', S .. 'wait:' .. pool .. ':' .. lane, 0, 0, 'WITHSCORES')
+    if head[1] then
+      local rank = i - (t - tonumber(head[2])) / AGE_MS
+      if rank < best then best, found = rank, lane end
+    end
+  end
+  return found
+end
+
+local function take_fair(lane)
+  local act, key = S .. 'act:' .. pool .. ':' .. lane, pool .. ':' .. lane
+  local head = redis.call('ZRANGE', act, 0, 0, 'WITHSCORES')
+  if not head[1] then -- the index promises a job that no tenant has: repair it
+    local id = redis.call('ZRANGE', S .. 'wait:' .. key, 0, 0)[1]
+    leave_lane(id, S .. 'j:' .. id)
+    return
+  end
+  local tenant, v = head[1], tonumber(head[2])
+  local cost, weight = take(lane, tenant)
+  if cost == nil then
+    redis.call('ZREM', act, tenant)
+    redis.call('HSET', S .. 'vt', 'F:' .. key .. ':' .. tenant, v)
+  elseif cost then
+    redis.call('HSET', S .. 'vt', 'V:' .. key, v)
+    redis.call('ZINCRBY', act, cost / weight, tenant)
+  end
+end
+
+local guard = rows * 4 + 64
+while rows > 0 and guard > 0 do
+  guard = guard - 1
+  if depth('resume') > 0 then
+    if take('resume', '_') == nil then redis.call('DEL', S .. 'wait:' .. pool .. ':resume') end
+  elseif idle and #out == 0 and depth('solo') > 0 then
+    if take('solo', '_') then return out end
+  else
+    local lane = best_lane()
+    if not lane then break end
+    take_fair(lane)
+  end
+end
+if #taken > 0 then redis.call('SET', S .. 'cl:' .. wid, nonce .. ' ' .. table.concat(taken, ' '), 'PX', 60000) end
+return out

@@ -1,0 +1,17 @@
+-- End what has passed its deadline: waiting jobs here, running ones through their worker. Bounded work per call.
+-- ARGV: limit
+-- Returns the number of jobs touched
+go()
+local t = now()
+local ids = redis.call('ZRANGEBYSCORE', S .. 'ddl', '-inf', t, 'LIMIT', 0, tonumber(ARGV[1]))
+for _, id in ipairs(ids) do
+  local j = S .. 'j:' .. id
+  local state = redis.call('HGET', j, 'state')
+  redis.call('ZREM', S .. 'ddl', id)
+  if state == 'running' then
+    redis.call('HSET', j, 'cancel', 'expired')
+  elseif legal('expired', state) then
+    finish_here('expired', 'expired', id, j, t, {error_code = 'deadline_exceeded', error = 'The deadline passed while the job was waiting.'})
+  end
+end
+return #ids

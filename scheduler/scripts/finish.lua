@@ -1,0 +1,12 @@
+-- A worker ends its job. Idempotent: the same token finishing twice is fine.
+-- ARGV: id token event(finished|failed|cancelled|expired) state event_json terminal_frame
+-- Returns ok | fenced
+local id, token, event, state, data, frame = unpack(ARGV, 1, 6)
+local j = S .. 'j:' .. id
+local h = redis.call('HMGET', j, 'tok', 'state', 'fin')
+if h[3] == token then return 'ok' end
+if h[1] ~= token or not legal(event, h[2]) then return 'fenced' end
+go()
+redis.call('HSET', j, 'fin', token)
+finish(event, state, id, j, now(), data, frame)
+return 'ok'

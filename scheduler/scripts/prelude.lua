@@ -1,0 +1,118 @@
+-- Shared by every script of this folder: the key schema, the transition check and the moves between places.
+-- Runs on Redis 6.2+ and Valkey; KEYS[1] is the shard's event log and routes the call on a cluster.
+--
+-- {farm.<k>}: is the prefix S of shard k; the braces put all its keys into one hash slot.
+--   ev                         STREAM  event log, one entry per transition: t type, j job, at ms, d JSON
+--   j:<id>                     HASH    state pool tenant lane cost weight rows enq ddl tok fence wid claimed attempt crashes
+--                                      gen out cancel rt q eid durable fin
+--   b:<id>                     STRING  body (msgpack of JobRequest)
+--   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d
+--   q:<pool>:<lane>:<tenant>   STREAM  backlog with group `w`, one entry per job: j id
+--   wait:<pool>:<lane>         ZSET    id -> enqueued ms (depth, age of the head); lanes high normal low resume solo
+--   act:<pool>:<lane>          ZSET    tenant -> virtual time (start-time fair queueing in tokens)
+--   vt                         HASH    V:<pool>:<lane> lane clock, F:<pool>:<lane>:<tenant> where an idle tenant stopped
+--   wl, wj:<wid>               ZSET, SET  worker -> lease end ms, jobs a worker holds
+--   cl:<wid>                   STRING  nonce and ids of the last claim, so that a repeated claim gets the same answer
+--   due, ddl, dlq              ZSET    delayed jobs by due ms, deadlines by ms, dead letters by ms
+--   idem:<tenant>:<key>        STRING  "<job id> <body hash>"
+--   cnt                        HASH    jobs, tokens waiting; t:<tenant> jobs not ended
+--   fence                      STRING  counter of claims
+-- Channels: n:<node> frames for an API node, {shard}wake:<pool> a job is waiting.
+--
+-- OOM policy: a script whose first write may grow memory is refused whole under maxmemory (submit begins with XADD);
+-- a script that begins with go() runs to its end, so that running work can always finish.
+local EV = KEYS[1]
+local S = string.sub(EV, 1, #EV - 2)
+local LANES = {'high', 'normal', 'low'}
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+local function int(n) return string.format('%.0f', n) end
+
+local function go() redis.call('ZREM', S .. 'wl', '-') end
+
+local function log(kind, id, t, data)
+  return redis.call('XADD', EV, '*', 't', kind, 'j', id, 'at', int(t), 'd', data)
+end
+
+-- LEGAL comes from the transition table in scheduler/jobs.py: event -> set of states it may leave.
+local function legal(event, state) return LEGAL[event][state or ''] == true end
+
+local function enqueue(id, j, pool, lane, tenant, t)
+  local q = S .. 'q:' .. pool .. ':' .. lane .. ':' .. tenant
+  redis.pcall('XGROUP', 'CREATE', q, 'w', '0', 'MKSTREAM')
+  local eid = redis.call('XADD', q, '*', 'j', id)
+  redis.call('HSET', j, 'state', 'queued', 'q', q, 'eid', eid, 'tok', '', 'wid', '', 'at_lane', lane)
+  redis.call('ZADD', S .. 'wait:' .. pool .. ':' .. lane, t, id)
+  redis.call('HINCRBY', S .. 'cnt', 'jobs', 1)
+  redis.call('HINCRBY', S .. 'cnt', 'tokens', redis.call('HGET', j, 'cost'))
+  local act = S .. 'act:' .. pool .. ':' .. lane
+  if tenant ~= '_' and not redis.call('ZSCORE', act, tenant) then
+    local v = tonumber(redis.call('HGET', S .. 'vt', 'V:' .. pool .. ':' .. lane) or '0')
+    local f = tonumber(redis.call('HGET', S .. 'vt', 'F:' .. pool .. ':' .. lane .. ':' .. tenant) or '0')
+    redis.call('ZADD', act, math.max(v, f), tenant)
+  end
+end
+
+-- Take a waiting job out of its lane's index and the counters (its stream entry goes with drop_entry).
+local function leave_lane(id, j)
+  local r = redis.call('HMGET', j, 'pool', 'at_lane', 'cost')
+  if redis.call('ZREM', S .. 'wait:' .. r[1] .. ':' .. r[2], id) == 1 then
+    redis.call('HINCRBY', S .. 'cnt', 'jobs', -1)
+    redis.call('HINCRBY', S .. 'cnt', 'tokens', -tonumber(r[3]))
+  end
+end
+
+local function drop_entry(j)
+  local r = redis.call('HMGET', j, 'q', 'eid')
+  if r[1] and r[2] and r[2] ~= '' then
+    redis.call('XACK', r[1], 'w', r[2])
+    redis.call('XDEL', r[1], r[2])
+  end
+end
+
+local function publish(rt, id, gen, seq, payload)
+  if not rt or rt == '' then return end
+  local message = cmsgpack.pack({id, tonumber(gen), tonumber(seq), payload})
+  for node in string.gmatch(rt, '[^,]+') do redis.call('PUBLISH', 'n:' .. node, message) end
+end
+
+local function last_sequence(id)
+  local last = redis.call('XREVRANGE', S .. 't:' .. id, '+', '-', 'COUNT', 1)
+  if not last[1] then return 0 end
+  return tonumber(string.match(last[1][1], '%-(%d+)$'))
+end
+
+-- The common tail of every terminal transition: event, terminal frame, all places left, retention set.
+local function finish(event, state, id, j, t, data, frame)
+  local r = redis.call('HMGET', j, 'wid', 'tenant', 'rt', 'gen', 'durable')
+  log(event, id, t, data)
+  local seq = last_sequence(id) + 1
+  redis.call('XADD', S .. 't:' .. id, r[4] .. '-' .. int(seq), 'd', frame, 'x', state)
+  publish(r[3], id, r[4], seq, frame)
+  leave_lane(id, j)
+  drop_entry(j)
+  redis.call('HSET', j, 'state', state, 'tok', '', 'ended', int(t))
+  if r[1] and r[1] ~= '' then redis.call('SREM', S .. 'wj:' .. r[1], id) end
+  redis.call('ZREM', S .. 'ddl', id)
+  redis.call('ZREM', S .. 'due', id)
+  if redis.call('HINCRBY', S .. 'cnt', 't:' .. r[2], -1) <= 0 then redis.call('HDEL', S .. 'cnt', 't:' .. r[2]) end
+  if state == 'dead' then
+    redis.call('ZADD', S .. 'dlq', t, id)
+  elseif r[5] ~= '1' then -- a durable job's log stays until the projector has stored its result
+    redis.call('PEXPIRE', S .. 't:' .. id, LOG_TTL_MS)
+    redis.call('PEXPIRE', S .. 'b:' .. id, LOG_TTL_MS)
+    redis.call('PEXPIRE', j, JOB_TTL_MS)
+  end
+end
+
+-- A terminal transition decided here and not by a worker: what the job has used so far is known from its hash.
+local function finish_here(event, state, id, j, t, extra)
+  local r = redis.call('HMGET', j, 'out', 'crashes')
+  extra['output_tokens'] = tonumber(r[1] or '0')
+  extra['crashes'] = tonumber(r[2] or '0')
+  finish(event, state, id, j, t, cjson.encode(extra), cmsgpack.pack({state, extra}))
+end

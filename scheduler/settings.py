@@ -1,0 +1,116 @@
+"""Settings that every process of a farm shares; each process extends the class with its own.
+
+Order: flag (set by the command line as environment) > environment > ./farm.toml > FARM_HOME/config.toml > default.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from scheduler.scripts import QueuePolicy
+
+
+class FarmSettings(BaseSettings):
+    """Where the farm's data, queue and record are. Unset URLs mean the embedded defaults under `home`."""
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", extra="ignore")
+
+    home: Path = Field(Path("~/.mlx-farm"), description="All data of the embedded defaults.")
+    redis_url: str = Field("", description="Redis 6.2+ or Valkey; empty: the embedded Valkey's Unix socket.")
+    database_url: str = Field("", description="sqlite+aiosqlite:// or postgresql+asyncpg://; empty: home/farm.db.")
+    shards: int = Field(1, ge=1, le=256, description="Queue shards (hash slots); the same on every process.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a terminal.")
+    max_waiting_jobs: int = Field(100_000, ge=1)
+    max_waiting_tokens: int = Field(200_000_000, ge=1)
+    max_tenant_jobs: int = Field(100_000, ge=1)
+    lease_s: float = Field(10.0, gt=0.2, description="A worker silent for this long loses its jobs.")
+    age_s: float = Field(30.0, gt=0, description="Waiting this long lifts a job by one lane.")
+    log_ttl_s: float = Field(3600.0, gt=0, description="How long a token log outlives its job.")
+    max_crashes: int = Field(3, ge=2, description="Worker deaths that make a job dead.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Explicit arguments, then the environment, then the two TOML files."""
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=config_files())
+        return init_settings, env_settings, toml
+
+    @property
+    def home_path(self) -> Path:
+        """`home` with ~ expanded, absolute."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def redis(self) -> str:
+        """The Redis URL in effect."""
+        return self.redis_url or f"unix://{self.home_path / 'run' / 'valkey.sock'}"
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in effect."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.home_path / 'farm.db'}"
+
+    @property
+    def queue_policy(self) -> QueuePolicy:
+        """Bounds and times for the queue's scripts."""
+        return QueuePolicy(
+            max_waiting_jobs=self.max_waiting_jobs,
+            max_waiting_tokens=self.max_waiting_tokens,
+            max_tenant_jobs=self.max_tenant_jobs,
+            max_crashes=self.max_crashes,
+            lease_ms=round(self.lease_s * 1000),
+            age_ms=round(self.age_s * 1000),
+            log_ttl_ms=round(self.log_ttl_s * 1000),
+        )
+
+
+class ApiSettings(FarmSettings):
+    """What `mlx-farm api` needs."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_key: SecretStr | None = Field(None, description="When set, every request must bring it.")
+    insecure: bool = Field(False, description="Allow a public address without a key.")
+    body_limit_bytes: int = Field(32 * 2**20, gt=0)
+    keepalive_s: float = Field(10.0, gt=0, description="A silent stream gets a comment this often.")
+    drain_s: float = Field(20.0, ge=0, description="How long open streams may finish after a stop signal.")
+    request_timeout_s: float = Field(900.0, gt=0, description="Deadline of a job that names none.")
+    result_ttl_s: float = Field(7 * 86400.0, gt=0, description="How long results of async jobs are kept.")
+
+
+class WorkerSettings(FarmSettings):
+    """What `mlx-farm worker` needs."""
+
+    model: str = Field("demo", description="A folder, a Hugging Face id, or demo (bundled).")
+    model_name: str = Field("", description="The name it is served under; empty: derived from `model`.")
+    max_sequences: int = Field(32, ge=1, description="Rows of the decoding batch.")
+    drain_s: float = Field(20.0, ge=0, description="How long running jobs may finish after a stop signal.")
+    progress_limit_s: float = Field(
+        120.0, gt=0, description="No engine step for this long while work is there: killed."
+    )
+
+
+class SchedulerSettings(FarmSettings):
+    """What `mlx-farm scheduler` needs."""
+
+    auto_migrate: bool = Field(True, description="Bring the database to the newest schema at start.")
+    event_retention_s: float = Field(90 * 86400.0, gt=0, description="How long job_events rows are kept.")
+    result_ttl_s: float = Field(7 * 86400.0, gt=0, description="How long results of async jobs are kept.")
+    trim_margin_s: float = Field(600.0, ge=0, description="Projected events stay this long in Redis.")
+
+
+def config_files() -> list[Path]:
+    """The TOML files that are read, weakest first."""
+    home = Path(os.environ.get("FARM_HOME", "~/.mlx-farm")).expanduser()
+    return [home / "config.toml", Path("farm.toml")]

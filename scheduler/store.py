@@ -1,0 +1,248 @@
+"""Queries of the record: what API nodes read, and the acceptance of async jobs. The projector writes the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import msgpack
+from sqlalchemy import Executable, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from scheduler.database import record_errors
+from scheduler.errors import IdempotencyConflict
+from scheduler.frames import End as EndFrame
+from scheduler.frames import Frame, FrameId, decode_body, encode_chunks, encode_end
+from scheduler.jobs import Job, JobState, Lane
+from scheduler.queue import NewJob
+from scheduler.requests import JobRequest
+from scheduler.routing import Match, Rule, RuleSet, in_order
+from scheduler.tables import DurableJobRow, JobRow, RuleRow
+
+JOB_COLUMNS = tuple(field.name for field in fields(Job))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs a listing wants; None means all. `since_ms` bounds the submission time from below."""
+
+    tenant: str | None = None
+    model: str | None = None
+    state: JobState | None = None
+    lane: Lane | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DurableJob:
+    """An accepted async job as SQL keeps it; `frames` is its result (None until it has ended)."""
+
+    id: str
+    tenant: str
+    accepted_ms: int
+    ended_ms: int | None
+    request: JobRequest | None
+    frames: tuple[Frame, ...] | None
+
+
+class Store:
+    """All methods raise RecordUnavailable when the database does not answer."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+
+    async def accept(self, job: NewJob) -> str:
+        """Commit an async job; return its id, or the first job's id for a repeated idempotency key.
+
+        Raises IdempotencyConflict for the same key with another body.
+        """
+        row = {
+            "id": job.id,
+            "tenant": job.tenant,
+            "idempotency_key": job.idempotency_key or None,
+            "body_hash": job.body_hash,
+            "submission": _submission(job),
+            "body": job.request.encode(),
+            "accepted_ms": _now_ms(),
+        }
+        async with record_errors():
+            try:
+                async with self.engine.begin() as connection:
+                    await connection.execute(insert(DurableJobRow).values(row))
+            except IntegrityError:
+                return await self._first_of_key(job)
+        return job.id
+
+    async def relayed(self, job_id: str) -> None:
+        """Note that the queue has the job."""
+        async with record_errors(), self.engine.begin() as connection:
+            await connection.execute(
+                update(DurableJobRow).where(DurableJobRow.id == job_id).values(relayed_ms=_now_ms())
+            )
+
+    async def unrelayed(self, older_than_ms: int, limit: int = 100) -> list[NewJob]:
+        """Accepted jobs that the queue may not have: not relayed, and accepted before now - `older_than_ms`."""
+        query = (
+            select(DurableJobRow.submission, DurableJobRow.body)
+            .where(DurableJobRow.relayed_ms.is_(None), DurableJobRow.ended_ms.is_(None))
+            .where(DurableJobRow.accepted_ms <= _now_ms() - older_than_ms)
+            .order_by(DurableJobRow.accepted_ms)
+            .limit(limit)
+        )
+        return [_new_job(row.submission, row.body) for row in await self._all(query)]
+
+    async def unfinished(self, after_id: str = "", limit: int = 500) -> list[NewJob]:
+        """Relayed jobs without an end, by id: what a queue that lost its memory must be given again."""
+        query = (
+            select(DurableJobRow.submission, DurableJobRow.body)
+            .where(DurableJobRow.relayed_ms.is_not(None), DurableJobRow.ended_ms.is_(None))
+            .where(DurableJobRow.id > after_id)
+            .order_by(DurableJobRow.id)
+            .limit(limit)
+        )
+        return [_new_job(row.submission, row.body) for row in await self._all(query)]
+
+    async def durable_job(self, job_id: str) -> DurableJob | None:
+        """An accepted async job with its result, or None."""
+        rows = await self._all(select(DurableJobRow.__table__).where(DurableJobRow.id == job_id))
+        if not rows:
+            return None
+        row = rows[0]
+        return DurableJob(
+            row.id,
+            row.tenant,
+            row.accepted_ms,
+            row.ended_ms,
+            JobRequest.decode(row.body) if row.body else None,
+            decode_frames(row.id, row.result) if row.result else None,
+        )
+
+    async def job(self, job_id: str) -> Job | None:
+        """The record of one job, or None."""
+        rows = await self._all(select(JobRow.__table__).where(JobRow.id == job_id))
+        return job_of_row(rows[0]._mapping) if rows else None
+
+    async def jobs(self, wanted: JobFilter, *, after: tuple[int, str] | None = None, limit: int = 50) -> list[Job]:
+        """Jobs, newest first; `after` is (submitted_ms, id) of the last one of the page before (keyset)."""
+        table = JobRow.__table__
+        query = select(table).order_by(table.c.submitted_ms.desc(), table.c.id.desc()).limit(limit)
+        for column, value in (("tenant", wanted.tenant), ("model", wanted.model), ("state", wanted.state)):
+            if value is not None:
+                query = query.where(table.c[column] == str(value))
+        if wanted.lane is not None:
+            query = query.where(table.c.lane == wanted.lane.value)
+        if wanted.since_ms is not None:
+            query = query.where(table.c.submitted_ms >= wanted.since_ms)
+        if wanted.until_ms is not None:
+            query = query.where(table.c.submitted_ms < wanted.until_ms)
+        if after is not None:
+            query = query.where(tuple_(table.c.submitted_ms, table.c.id) < after)
+        return [job_of_row(row._mapping) for row in await self._all(query)]
+
+    async def rules(self) -> RuleSet:
+        """The newest version of the routing rules; version 0 (no rules) on a new farm."""
+        table = RuleRow.__table__
+        newest = select(table.c.version).order_by(table.c.version.desc()).limit(1).scalar_subquery()
+        rows = await self._all(select(table).where(table.c.version == newest).order_by(table.c.position))
+        rules = [
+            Rule(
+                name=row.name,
+                match=Match(row.match),
+                pattern=row.pattern,
+                model=row.model,
+                lane=Lane(row.lane) if row.lane else None,
+            )
+            for row in rows
+            if row.position >= 0
+        ]
+        return in_order(rules, rows[0].version if rows else 0)
+
+    async def apply_rules(self, rules: Sequence[Rule]) -> RuleSet:
+        """Write a new version that replaces all rules; an empty list removes them. Raises InvalidRule."""
+        current = await self.rules()
+        new = in_order(rules, current.version + 1)
+        now_ms = _now_ms()
+        # position -1 marks the version itself, so that a version without rules exists too
+        marker = {"position": -1, "name": "", "match": Match.EXACT.value, "pattern": "", "model": "", "lane": None}
+        rows = [marker] + [
+            {
+                "position": position,
+                "name": rule.name,
+                "match": rule.match.value,
+                "pattern": rule.pattern,
+                "model": rule.model,
+                "lane": rule.lane.value if rule.lane else None,
+            }
+            for position, rule in enumerate(new.rules)
+        ]
+        async with record_errors(), self.engine.begin() as connection:
+            await connection.execute(
+                insert(RuleRow), [row | {"version": new.version, "applied_ms": now_ms} for row in rows]
+            )
+        return new
+
+    async def _first_of_key(self, job: NewJob) -> str:
+        query = select(DurableJobRow.id, DurableJobRow.body_hash).where(
+            DurableJobRow.tenant == job.tenant, DurableJobRow.idempotency_key == job.idempotency_key
+        )
+        rows = await self._all(query)
+        if not rows or rows[0].body_hash != job.body_hash:
+            raise IdempotencyConflict(job.idempotency_key)
+        return str(rows[0].id)
+
+    async def _all(self, query: Executable) -> Sequence[Any]:
+        async with record_errors(), self.engine.connect() as connection:
+            rows: Sequence[Any] = (await connection.execute(query)).all()
+            return rows
+
+
+def job_of_row(row: Mapping[str, Any]) -> Job:
+    """A `jobs` row as the dataclass that `replay` makes."""
+    values = {name: row[name] for name in JOB_COLUMNS}
+    return Job(**values | {"state": JobState(values["state"]), "lane": Lane(values["lane"])})
+
+
+def row_of_job(job: Job) -> dict[str, Any]:
+    """Inverse of `job_of_row`."""
+    values = {name: getattr(job, name) for name in JOB_COLUMNS}
+    return values | {"state": job.state.value, "lane": job.lane.value}
+
+
+def encode_frames(frames: Sequence[Frame]) -> bytes:
+    """A finished token log as one value: msgpack of [generation, sequence, body]."""
+    return bytes(
+        msgpack.packb(
+            [
+                (
+                    frame.id.generation,
+                    frame.id.sequence,
+                    encode_end(frame.body) if isinstance(frame.body, EndFrame) else encode_chunks(frame.body),
+                )
+                for frame in frames
+            ]
+        )
+    )
+
+
+def decode_frames(job_id: str, data: bytes) -> tuple[Frame, ...]:
+    """Inverse of `encode_frames`."""
+    entries = msgpack.unpackb(data, use_list=False)
+    return tuple(Frame(job_id, FrameId(gen, seq), decode_body(body)) for gen, seq, body in entries)
+
+
+def _submission(job: NewJob) -> dict[str, Any]:
+    """Everything of a NewJob but its body, as JSON; `_new_job` puts them together again."""
+    names = [field.name for field in fields(NewJob) if field.name != "request"]
+    return {name: getattr(job, name) for name in names} | {"lane": job.lane.value, "node": ""}
+
+
+def _new_job(submission: Mapping[str, Any], body: bytes) -> NewJob:
+    return NewJob(**{**submission, "lane": Lane(submission["lane"])}, request=JobRequest.decode(body))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,143 @@
+"""The record's tables (shape only). Documented views for people's SQL live in migrations/ (v_requests, v_usage_daily).
+
+Times are ms since 1970 (Redis' clock where they come from events), durations ms, sizes tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Table(DeclarativeBase):
+    """Base of all tables; `Table.metadata` is what migrations compare with."""
+
+    type_annotation_map = {int: BigInteger, dict[str, Any]: JSON}  # noqa: RUF012
+
+
+class JobRow(Table):
+    """One row per job: the projection that equals `scheduler.jobs.replay` of the event log."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_submitted", "submitted_ms", "id"),
+        Index("ix_jobs_model_submitted", "model", "submitted_ms"),
+        Index("ix_jobs_state_submitted", "state", "submitted_ms"),
+        Index("ix_jobs_tenant_submitted", "tenant", "submitted_ms"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    tenant: Mapped[str] = mapped_column(String(128))
+    lane: Mapped[str] = mapped_column(String(16))
+    kind: Mapped[str] = mapped_column(String(32))
+    model_asked: Mapped[str] = mapped_column(String(256))
+    model: Mapped[str] = mapped_column(String(256))
+    route: Mapped[str] = mapped_column(String(128))
+    rule_version: Mapped[int]
+    request_id: Mapped[str] = mapped_column(String(128))
+    params: Mapped[dict[str, Any]]
+    durable: Mapped[bool]
+    prompt_tokens: Mapped[int]
+    submitted_ms: Mapped[int]
+    claimed_ms: Mapped[int | None]
+    ended_ms: Mapped[int | None]
+    cached_tokens: Mapped[int]
+    output_tokens: Mapped[int]
+    ttft_ms: Mapped[float | None]
+    prefill_ms: Mapped[float | None]
+    decode_ms: Mapped[float | None]
+    finish_reason: Mapped[str | None] = mapped_column(String(64))
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[str | None] = mapped_column(Text)
+    worker: Mapped[str | None] = mapped_column(String(128))
+    attempts: Mapped[int]
+    crashes: Mapped[int]
+    last_event: Mapped[str] = mapped_column(String(40))
+
+
+class EventRow(Table):
+    """The permanent event log, append-only; its key is the stream id, so that no event is stored twice."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_job", "job_id"),)
+
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    ms: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    type: Mapped[str] = mapped_column(String(32))
+    job_id: Mapped[str] = mapped_column(String(40))
+    at_ms: Mapped[int]
+    data: Mapped[dict[str, Any]]
+
+
+class ProjectionErrorRow(Table):
+    """Events that the projector could not apply: kept raw, skipped, and worth an alert."""
+
+    __tablename__ = "projection_errors"
+
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    event_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    raw: Mapped[str] = mapped_column(Text)
+    error: Mapped[str] = mapped_column(Text)
+
+
+class CheckpointRow(Table):
+    """Where each shard's projection stands; moved in the same transaction as what it projects."""
+
+    __tablename__ = "checkpoints"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    position: Mapped[str] = mapped_column(String(40))
+
+
+class UsageRow(Table):
+    """Tokens and jobs per hour, tenant and model (jobs that have ended, by the hour of their end)."""
+
+    __tablename__ = "usage_hourly"
+
+    hour_ms: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant: Mapped[str] = mapped_column(String(128), primary_key=True)
+    model: Mapped[str] = mapped_column(String(256), primary_key=True)
+    jobs: Mapped[int]
+    prompt_tokens: Mapped[int]
+    cached_tokens: Mapped[int]
+    output_tokens: Mapped[int]
+
+
+class DurableJobRow(Table):
+    """An async job: committed before its 202, relayed to the queue, its result kept until retention."""
+
+    __tablename__ = "durable_jobs"
+    __table_args__ = (
+        UniqueConstraint("tenant", "idempotency_key"),
+        Index("ix_durable_jobs_relayed", "relayed_ms", "accepted_ms"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(128))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    body_hash: Mapped[str] = mapped_column(String(64))
+    submission: Mapped[dict[str, Any]]
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    accepted_ms: Mapped[int]
+    relayed_ms: Mapped[int | None]
+    ended_ms: Mapped[int | None]
+    result: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
+class RuleRow(Table):
+    """Routing rules; a version is written once, as a whole, and never updated."""
+
+    __tablename__ = "routing_rules"
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(128))
+    match: Mapped[str] = mapped_column(String(16))
+    pattern: Mapped[str] = mapped_column(String(256))
+    model: Mapped[str] = mapped_column(String(256))
+    lane: Mapped[str | None] = mapped_column(String(16))
+    applied_ms: Mapped[int]

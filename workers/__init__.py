@@ -1,0 +1,1 @@
+"""Compute: take jobs from the queue, run them through an engine, send back chunks."""

@@ -1,0 +1,147 @@
+"""The node agent: one child process per model, started again when it dies, stopped in order.
+
+A dead child's jobs are put back at once (its lease need not run out first). A child that dies again and again is
+started with growing delays; one that cannot load its model ends the agent with that reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
+from typing import Any
+
+import msgpack
+import orjson
+import structlog
+from redis.asyncio import Redis
+
+from scheduler.connections import command_client
+from scheduler.errors import QueueUnavailable
+from scheduler.models import ModelCard, ModelCatalog
+from scheduler.process import announce_ready
+from scheduler.queue import JobQueue
+from scheduler.settings import WorkerSettings
+from scheduler.workers import WorkerBoard
+
+log = structlog.get_logger()
+
+FIRST_DELAY_S = 0.2
+LAST_DELAY_S = 30.0
+STABLE_S = 60.0
+"""A child that has lived this long is started again without delay."""
+EXIT_MODEL = 4
+
+# glibc gives big freed blocks back to the system and faults them in again for every step; keep them instead.
+MALLOC_ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+class NodeAgent:
+    """Watches the model process of this machine."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._redis: Redis = command_client(settings.redis)
+        self._queue = JobQueue(self._redis, shards=settings.shards, policy=settings.queue_policy)
+        self._catalog = ModelCatalog(self._redis)
+        self._child: asyncio.subprocess.Process | None = None
+        self._card: ModelCard | None = None
+        self._announced = False
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Keep the model process alive until asked to stop; return the exit code."""
+        stopping = asyncio.create_task(stop.wait())
+        renewing = asyncio.create_task(self._renew_card())
+        delay_s = FIRST_DELAY_S
+        code = 0
+        while not stop.is_set():
+            began_s = time.monotonic()
+            child = asyncio.create_task(self._run_child(f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"))
+            await asyncio.wait([child, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                code = await self._stop_child(child)
+                break
+            code = child.result()
+            if code == EXIT_MODEL or not self._announced:
+                break
+            delay_s = FIRST_DELAY_S if time.monotonic() - began_s > STABLE_S else min(delay_s * 2, LAST_DELAY_S)
+            log.error("model process died, starting it again", exit_code=code, delay_s=delay_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(stopping), delay_s)
+        for task in (stopping, renewing):
+            task.cancel()
+        await asyncio.gather(stopping, renewing, return_exceptions=True)
+        await self._leave()
+        return code
+
+    async def _run_child(self, base: str) -> int:
+        environment = os.environ | {"FARM_WORKER_BASE": base, "FARM_SUPERVISED": "1"}
+        if sys.platform == "linux":
+            environment = MALLOC_ENVIRONMENT | environment
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "workers.model_process",
+            stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        assert self._child.stdout is not None
+        async for line in self._child.stdout:
+            if line.startswith(b"READY "):
+                self._ready(orjson.loads(line.removeprefix(b"READY ")))
+        code = await self._child.wait()
+        await self._reap(base)
+        return code
+
+    def _ready(self, facts: dict[str, Any]) -> None:
+        self._card = ModelCard(**msgpack.unpackb(msgpack.packb(facts["card"]), use_list=False))
+        if not self._announced:
+            self._announced = True
+            announce_ready(role="worker", **{key: facts[key] for key in ("model", "blas", "engine")})
+
+    async def _stop_child(self, child: asyncio.Task[int]) -> int:
+        assert self._child is not None
+        with suppress(ProcessLookupError):
+            self._child.terminate()
+        try:
+            return await asyncio.wait_for(asyncio.shield(child), self._settings.drain_s + 15)
+        except TimeoutError:
+            self._child.kill()
+            return await child
+
+    async def _reap(self, base: str) -> None:
+        """Put back what the dead child held; while Redis is away, the lease's end will do it."""
+        with suppress(QueueUnavailable):
+            for worker in await self._queue.leases(base):
+                for shard in range(self._queue.shards):
+                    while await self._queue.reap(shard, worker=worker):
+                        pass
+
+    async def _renew_card(self) -> None:
+        """Keep the model visible while its process is being started again."""
+        while True:
+            await asyncio.sleep(10)
+            if self._card is not None:
+                with suppress(QueueUnavailable):
+                    await self._catalog.renew(self._card)
+
+    async def _leave(self) -> None:
+        with suppress(QueueUnavailable):
+            if self._card is not None and not await self._others_serve(self._card.name):
+                await self._catalog.withdraw(self._card.name)
+        await self._redis.aclose()
+
+    async def _others_serve(self, model: str) -> bool:
+        live = set(await self._queue.live_workers())
+        return any(row["model"] == model and row["worker"] in live for row in await WorkerBoard(self._redis).list())

@@ -1,0 +1,319 @@
+"""The consumer: takes jobs from the queue, runs them through the engine and writes what comes out to the token logs.
+
+The one place that knows both words: a job's choices become the engine's prompts (`<job id>/<choice>`), the engine's
+chunks become frames. Every write carries the job's token; a fenced answer means that another worker has the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from scheduler.errors import NoLease, QueueUnavailable
+from scheduler.events import EventType
+from scheduler.frames import START, Frame
+from scheduler.frames import Chunk as FrameChunk
+from scheduler.job_ids import shard_of
+from scheduler.queue import Claimed, Heartbeat, JobQueue
+from scheduler.tokens import Emission, EmitCode, TokenLog
+from workers.engine import Chunk, FinishReason, Prompt, SamplingParams, StopRule
+from workers.engine_thread import EngineThread
+from workers.held import HeldJob
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+CLAIM_POLL_S = 0.25
+"""A worker with room looks this often even when no wake-up came: pub/sub may lose one."""
+
+
+class Consumer:
+    """Runs the jobs of one pool (one model). All methods belong to the event loop's thread."""
+
+    def __init__(self, queue: JobQueue, engine: EngineThread, pool: str, *, rows: int) -> None:
+        self._queue = queue
+        self._tokens = TokenLog(queue)
+        self._engine = engine
+        self._pool = pool
+        self._rows = rows
+        self._jobs: dict[str, HeldJob] = {}
+        self._worker = ""
+        self._nonce = ""
+        self._solo = False
+        self._claiming = True
+        self._wake = asyncio.Event()
+        self._arrived: asyncio.Queue[list[Chunk]] = asyncio.Queue()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def held(self) -> list[str]:
+        """Ids of the jobs in hand (read by the lease's thread: a copy)."""
+        return list(self._jobs)
+
+    @property
+    def free_rows(self) -> int:
+        """Sequences that may still be added to the batch."""
+        return self._rows - sum(len(job.unfinished) for job in tuple(self._jobs.values()))
+
+    def wake(self) -> None:
+        """A job may be waiting, or there may be room again."""
+        self._wake.set()
+
+    def arrived(self, chunks: list[Chunk]) -> None:
+        """The engine has made a step."""
+        self._arrived.put_nowait(chunks)
+
+    def begin_lease(self, worker: str) -> None:
+        """From now on claim under this name; whatever was held under another one is dropped."""
+        for job in tuple(self._jobs.values()):
+            self._drop(job)
+        self._worker = worker
+        self._nonce = ""
+        self.wake()
+
+    def heartbeat(self, beat: Heartbeat) -> None:
+        """Carry out what the queue said: stop the cancelled and expired ones, forget the disowned ones."""
+        for job_id in beat.cancelled:
+            self._stop_job(job_id, EventType.CANCELLED)
+        for job_id in beat.expired:
+            self._stop_job(job_id, EventType.EXPIRED)
+        for job_id in beat.disowned:
+            if job_id in self._jobs:
+                self._drop(self._jobs[job_id])
+
+    async def claim_loop(self) -> None:
+        """Claim whenever there is room, until drained."""
+        while self._claiming:
+            self._wake.clear()
+            if self._worker and not self._solo and self.free_rows > 0:
+                await self._claim()
+            try:
+                async with asyncio.timeout(CLAIM_POLL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def emit_loop(self) -> None:
+        """Write each step's chunks to the logs, and end what has ended."""
+        while True:
+            steps = [await self._arrived.get()]
+            while not self._arrived.empty():
+                steps.append(self._arrived.get_nowait())
+            await self._emit([chunk for step in steps for chunk in step])
+            for _ in steps:
+                self._engine.taken()
+
+    async def drain(self, grace_s: float) -> None:
+        """Claim no more, let running jobs finish for `grace_s`, then hand the rest back without a crash mark."""
+        self._claiming = False
+        self.wake()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.info("handing jobs back", jobs=len(self._jobs))
+        for job in tuple(self._jobs.values()):
+            self._drop(job)
+            await self._queue.release(job.id, job.claimed.token, "drain")
+
+    async def _claim(self) -> None:
+        self._nonce = self._nonce or uuid.uuid4().hex[:8]
+        for shard in range(self._queue.shards):
+            try:
+                claimed = await self._queue.claim(
+                    self._worker,
+                    self._pool,
+                    rows=self.free_rows,
+                    nonce=f"{self._nonce}{shard}",
+                    idle=not self._jobs,
+                    shard=shard,
+                )
+            except NoLease:
+                return  # the lease's thread is about to begin a new one
+            except QueueUnavailable:
+                return  # the same nonce again: a claim whose reply was lost is answered again
+            for job in claimed:
+                await self._take(job)
+        self._nonce = ""
+
+    async def _take(self, claimed: Claimed) -> None:
+        if claimed.id in self._jobs:
+            return
+        frames: list[Frame] = []
+        while claimed.sequence and (more := await self._read(claimed.id, frames)):
+            frames += more
+        job = HeldJob(claimed, frames, time.monotonic())
+        self._jobs[job.id] = job
+        self._idle.clear()
+        self._solo = self._solo or claimed.solo
+        if not job.unfinished:  # an earlier worker died between its last chunk and the end
+            await self._end(job, EventType.FINISHED)
+        for index in job.unfinished:
+            self._engine.submit(_prompt(job, index))
+
+    async def _read(self, job_id: str, frames: Sequence[Frame]) -> list[Frame]:
+        after = frames[-1].id if frames else START
+        return await _insist(lambda: self._tokens.read(job_id, after))
+
+    async def _emit(self, chunks: Sequence[Chunk]) -> None:
+        by_job: dict[str, list[Chunk]] = defaultdict(list)
+        for chunk in chunks:
+            by_job[chunk.prompt_id.rpartition("/")[0]].append(chunk)
+        emissions: dict[int, list[Emission]] = defaultdict(list)
+        now_s = time.monotonic()
+        for job_id, parts in by_job.items():
+            job = self._jobs.get(job_id)
+            if job is None:
+                continue  # dropped meanwhile
+            body = _frame_chunks(job, parts)
+            if body:
+                frame_id, body = job.next_frame(body, now_s)
+                emissions[shard_of(job_id)].append(Emission(job_id, job.claimed.token, frame_id, body))
+        for shard, batch in emissions.items():
+            codes = await _insist(lambda batch=batch, shard=shard: self._tokens.emit(batch, shard=shard))  # type: ignore[misc]
+            for emission, code in zip(batch, codes, strict=True):
+                await self._answered(emission, code)
+        for job_id, parts in by_job.items():
+            await self._end_if_done(job_id, parts)
+        self.wake()
+
+    async def _answered(self, emission: Emission, code: EmitCode) -> None:
+        job = self._jobs.get(emission.job_id)
+        if job is None:
+            return
+        match code:
+            case EmitCode.FENCED:
+                log.warning("job belongs to another worker now", job=job.id)
+                self._drop(job)
+            case EmitCode.CANCELLED:
+                self._stop_job(job.id, EventType.CANCELLED)
+            case EmitCode.EXPIRED:
+                self._stop_job(job.id, EventType.EXPIRED)
+            case EmitCode.GAP:
+                await self._resend(job)
+            case _:
+                pass
+
+    async def _resend(self, job: HeldJob) -> None:
+        """Redis has forgotten the end of the log: write it again from memory (what it has is refused as duplicate)."""
+        log.warning("log was rolled back, sending it again", job=job.id, frames=len(job.frames))
+        for frame_id, body in job.frames:
+            emission = Emission(job.id, job.claimed.token, frame_id, body)
+            codes = await _insist(lambda emission=emission: self._tokens.emit([emission], shard=shard_of(job.id)))  # type: ignore[misc]
+            if codes == [EmitCode.FENCED]:
+                self._drop(job)
+                return
+
+    async def _end_if_done(self, job_id: str, chunks: Sequence[Chunk]) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        failed = next((chunk for chunk in chunks if chunk.finish_reason is FinishReason.ERROR), None)
+        if failed is not None:
+            job.error = ("engine_error", failed.error or "The engine failed.")
+            await self._end(job, EventType.FAILED)
+        elif any(chunk.finish_reason is FinishReason.CANCELLED for chunk in chunks):
+            await self._end(job, job.ending or EventType.CANCELLED)
+        elif not job.unfinished:
+            await self._end(job, EventType.FINISHED)
+
+    async def _end(self, job: HeldJob, event: EventType) -> None:
+        facts = job.end(event, time.monotonic())
+        if event is EventType.EXPIRED:
+            facts |= {"error_code": "deadline_exceeded", "error": "The deadline passed while the job was running."}
+        self._drop(job)
+        await _insist(lambda: self._queue.finish(job.id, job.claimed.token, event, facts))
+
+    def _stop_job(self, job_id: str, ending: EventType) -> None:
+        """Ask the engine to stop a job; it ends with the engine's CANCELLED chunks."""
+        job = self._jobs.get(job_id)
+        if job is not None and job.ending is None:
+            job.ending = ending
+            for index in job.unfinished:
+                self._engine.cancel(f"{job.id}/{index}")
+
+    def _drop(self, job: HeldJob) -> None:
+        """Forget a job; what the engine still runs of it is cancelled."""
+        for index in job.unfinished:
+            self._engine.cancel(f"{job.id}/{index}")
+        self._jobs.pop(job.id, None)
+        if not self._jobs:
+            self._solo = False
+            self._idle.set()
+        self.wake()
+
+
+def _prompt(job: HeldJob, index: int) -> Prompt:
+    request = job.claimed.request
+    sampling, stopping = request.sampling, request.stopping
+    return Prompt(
+        id=f"{job.id}/{index}",
+        token_ids=request.choice_prompt(index),
+        sampling=SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=sampling.logit_bias,
+            seed=request.choice_seed(index),
+        ),
+        stop=StopRule(
+            max_tokens=stopping.max_tokens,
+            min_tokens=stopping.min_tokens,
+            strings=stopping.strings,
+            token_ids=stopping.token_ids,
+            ignore_eos=stopping.ignore_eos,
+        ),
+        logprobs=request.logprobs,
+        resume_ids=tuple(job.choices[index].token_ids),
+    )
+
+
+def _frame_chunks(job: HeldJob, chunks: Sequence[Chunk]) -> tuple[FrameChunk, ...]:
+    """The engine's chunks in the log's words; several steps of one choice become one chunk.
+
+    CANCELLED and ERROR are the job's end and not a choice's finish reason: they are told by the terminal frame.
+    """
+    merged: dict[int, FrameChunk] = {}
+    for chunk in chunks:
+        index = int(chunk.prompt_id.rpartition("/")[2])
+        reason = chunk.finish_reason if chunk.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) else None
+        if job.choices[index].finish_reason is not None or not (chunk.token_ids or chunk.text or reason):
+            continue
+        logprobs = None
+        if chunk.logprobs is not None:
+            logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
+        before = merged.get(index)
+        if before is not None:
+            logprobs = (*(before.logprobs or ()), *(logprobs or ())) if logprobs is not None else before.logprobs
+        merged[index] = FrameChunk(
+            index,
+            (*(before.token_ids if before else ()), *chunk.token_ids),
+            (before.text if before else "") + chunk.text,
+            logprobs,
+            reason.value if reason else None,
+            chunk.stop_string,
+        )
+    return tuple(merged.values())
+
+
+async def _insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat an idempotent call until Redis answers: running work waits out an outage, it is never given up."""
+    delay_s = 0.05
+    while True:
+        try:
+            return await call()
+        except QueueUnavailable as error:
+            log.warning("queue unavailable, trying again", error=str(error))
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 1.0)

@@ -1,0 +1,1 @@
+"""Generated conversations, one file per topic; `mixture` puts them together."""

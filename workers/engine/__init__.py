@@ -1,0 +1,65 @@
+"""A text generator with continuous batching; knows no jobs, no Redis, no HTTP.
+
+Importing this package loads a fast BLAS where MLX needs one, because that has to happen before MLX is imported; it is
+the package's only side effect. `BLAS` says what was found.
+"""
+
+from workers.engine.backend import Backend, installed_backend, load_blas
+
+BLAS = load_blas()
+
+from workers.engine.engine import Engine, EngineStats, LoadedEngine, load_engine, make_engine  # noqa: E402
+from workers.engine.errors import (  # noqa: E402
+    BatchOrderLost,
+    ConfigMissing,
+    EngineClosed,
+    EngineError,
+    EngineFull,
+    InvalidPrompt,
+    ModelError,
+    ModelNotFound,
+    TokenizerMissing,
+    UnsupportedModel,
+    WeightsMissing,
+)
+from workers.engine.loading import LoadedModel, ModelInfo, load_model  # noqa: E402
+from workers.engine.sequence import (  # noqa: E402
+    Chunk,
+    FinishReason,
+    Prompt,
+    SamplingParams,
+    StopRule,
+    TokenLogprob,
+)
+
+__all__ = [
+    "BLAS",
+    "Backend",
+    "BatchOrderLost",
+    "Chunk",
+    "ConfigMissing",
+    "Engine",
+    "EngineClosed",
+    "EngineError",
+    "EngineFull",
+    "EngineStats",
+    "FinishReason",
+    "InvalidPrompt",
+    "LoadedEngine",
+    "LoadedModel",
+    "ModelError",
+    "ModelInfo",
+    "ModelNotFound",
+    "Prompt",
+    "SamplingParams",
+    "StopRule",
+    "TokenLogprob",
+    "TokenizerMissing",
+    "UnsupportedModel",
+    "WeightsMissing",
+    "installed_backend",
+    "load_blas",
+    "load_engine",
+    "load_model",
+    "make_engine",
+]

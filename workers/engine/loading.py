@@ -1,0 +1,225 @@
+"""From a name to a model in memory: finds the folder, checks it, loads it with mlx-lm, and says what was loaded.
+
+Model files are data: code in a model folder is never run. On the CPU back end weights are float32, because only
+float32 products are fast there.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import dequantize_model, get_total_parameters
+from mlx_lm.utils import load as load_with_mlx_lm
+from tokenizers import Tokenizer
+
+from workers.engine.backend import Backend, installed_backend
+from workers.engine.errors import ConfigMissing, ModelNotFound, TokenizerMissing, UnsupportedModel, WeightsMissing
+from workers.engine.vocabulary import Vocabulary
+
+MODEL_FILES: Final = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+CONTEXT_KEYS: Final = (
+    "max_position_embeddings",
+    "max_sequence_length",
+    "max_seq_len",
+    "seq_length",
+    "n_positions",
+    "n_ctx",
+    "model_max_length",
+)
+TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Facts about a loaded model that do not depend on the name it is served under.
+
+    `tokenizer_json` and `chat_template` (a Jinja source, with `special_tokens` by name as its variables) suffice to
+    turn messages into token ids without MLX. `weight_bytes` is what the weights occupy as loaded. `context_tokens`
+    is None where the configuration names no bound.
+    """
+
+    path: Path
+    model_type: str
+    context_tokens: int | None
+    vocab_size: int
+    parameters: int
+    weight_bytes: int
+    eos_token_ids: tuple[int, ...]
+    tokenizer_json: str
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    think_start: str | None
+    think_end: str | None
+    has_tool_calling: bool
+    tool_call_start: str | None
+    tool_call_end: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    model: Module
+    vocabulary: Vocabulary
+    info: ModelInfo
+
+
+def find_model(model: str) -> Path:
+    """The folder of a model: a folder as given, else the Hugging Face cache, else a download into it.
+
+    Raises `ModelNotFound`, naming where it looked.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    looked = f"folder {folder.absolute()}, Hugging Face cache {constants.HF_HUB_CACHE}"
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelNotFound(f"no model {model!r}: there is no folder {folder.absolute()}")
+    try:
+        return Path(snapshot_download(model, allow_patterns=MODEL_FILES, local_files_only=True))
+    except HFValidationError as error:
+        raise ModelNotFound(f"no model {model!r} (looked in: {looked}): {error}") from error
+    except LocalEntryNotFoundError:
+        pass  # not cached: ask the hub
+    try:
+        return Path(snapshot_download(model, allow_patterns=MODEL_FILES))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelNotFound(f"no model {model!r} (looked in: {looked}), and the hub is not reachable") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelNotFound(f"no model {model!r} (looked in: {looked}; hub: {error})") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigMissing(f"{folder} has no config.json: it is not a model folder") from error
+    except ValueError as error:
+        raise ConfigMissing(f"{folder / 'config.json'} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ConfigMissing(f"{folder / 'config.json'} does not name a model_type")
+    return config
+
+
+def _check_folder(folder: Path) -> dict[str, Any]:
+    config = _read_config(folder)
+    if not any(folder.glob("model*.safetensors")):
+        raise WeightsMissing(f"{folder} has no model*.safetensors (other weight formats have to be converted)")
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise TokenizerMissing(f"{folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)})")
+    if "model_file" in config:
+        raise UnsupportedModel(f"{folder} wants to run {config['model_file']!r} from its folder, which is never done")
+    return config
+
+
+def load_model(model: str, *, shown_special_tokens: tuple[str, ...] = ()) -> LoadedModel:
+    """Load weights and tokenizer. Raises the `ModelError` that names what is missing or not supported."""
+    folder = find_model(model)
+    config = _check_folder(folder)
+    try:
+        loaded: tuple[Any, ...] = load_with_mlx_lm(str(folder), lazy=True, return_config=True)
+        network, wrapper, config = loaded
+        parameters = _count(network)
+        if installed_backend() is Backend.CPU:
+            network = dequantize_model(network)
+            network.set_dtype(mx.float32)
+        mx.eval(network.parameters())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModel(f"mlx-lm cannot load {folder} ({config['model_type']}): {error}") from error
+    vocabulary = Vocabulary(_fast_tokenizer(wrapper, folder), (*_marks(wrapper), *shown_special_tokens))
+    info = _describe(folder, config, wrapper, vocabulary, network, parameters)
+    return LoadedModel(model=network, vocabulary=vocabulary, info=info)
+
+
+def _fast_tokenizer(wrapper: TokenizerWrapper, folder: Path) -> Tokenizer:
+    tokenizer = getattr(wrapper, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise TokenizerMissing(f"the tokenizer in {folder} cannot be represented by the tokenizers library")
+    return tokenizer
+
+
+def _marks(wrapper: TokenizerWrapper) -> tuple[str, ...]:
+    marks = (wrapper.think_start, wrapper.think_end, wrapper.tool_call_start, wrapper.tool_call_end)
+    return tuple(mark for mark in marks if mark)
+
+
+def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
+    """The first positive number under one of the keys, at the top or in the text model's part."""
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, dict) else {}):
+        for key in keys:
+            value = part.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def _context_tokens(config: dict[str, Any], wrapper: TokenizerWrapper) -> int | None:
+    found = _first_int(config, CONTEXT_KEYS)
+    if found is not None:
+        return found
+    tokenizer_max = getattr(wrapper, "model_max_length", math.inf)  # huge where the tokenizer has no opinion
+    return int(tokenizer_max) if 0 < tokenizer_max < 1 << 31 else None
+
+
+def _count(network: Any) -> int:
+    """Parameters as published: a quantized weight counts as many as it stands for."""
+    count: Callable[[Any], int] = get_total_parameters
+    return count(network)
+
+
+def _weight_bytes(network: Any) -> int:
+    weights: Any = tree_flatten(network.parameters())
+    return sum(int(array.nbytes) for _, array in weights)
+
+
+def _vocab_size(network: Module) -> int:
+    """Width of the logits, from a forward of one token: configurations may understate padding."""
+    logits = network(mx.array([[0]]))
+    return int(logits.shape[-1])
+
+
+def _chat_template(wrapper: TokenizerWrapper) -> str | None:
+    """Tokenizers may have several named templates; "default" is the one for conversation."""
+    template = wrapper.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _special_tokens(wrapper: TokenizerWrapper) -> dict[str, str]:
+    return {name: token for name, token in wrapper.special_tokens_map.items() if isinstance(token, str)}
+
+
+def _describe(
+    folder: Path,
+    config: dict[str, Any],
+    wrapper: TokenizerWrapper,
+    vocabulary: Vocabulary,
+    network: Module,
+    parameters: int,
+) -> ModelInfo:
+    return ModelInfo(
+        path=folder,
+        model_type=config["model_type"],
+        context_tokens=_context_tokens(config, wrapper),
+        vocab_size=_vocab_size(network),
+        parameters=parameters,
+        weight_bytes=_weight_bytes(network),
+        eos_token_ids=tuple(sorted(token for token in wrapper.eos_token_ids if isinstance(token, int))),
+        tokenizer_json=vocabulary.json,
+        chat_template=_chat_template(wrapper),
+        special_tokens=_special_tokens(wrapper),
+        think_start=wrapper.think_start,
+        think_end=wrapper.think_end,
+        has_tool_calling=wrapper.has_tool_calling,
+        tool_call_start=wrapper.tool_call_start,
+        tool_call_end=wrapper.tool_call_end,
+    )

@@ -1,0 +1,145 @@
+"""The one thread that owns MLX: it loads the model, steps the engine and closes it; everyone else sends commands.
+
+Chunks leave through a callback, at most `MAX_PENDING_STEPS` steps ahead of whoever takes them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import structlog
+
+from workers.engine import Chunk, Engine, EngineStats, FinishReason, InvalidPrompt, ModelInfo, Prompt, load_engine
+
+log = structlog.get_logger()
+
+MAX_PENDING_STEPS = 64
+IDLE_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    prompt_id: str
+
+
+class EngineThread:
+    """Runs one engine. `on_chunks` and `on_failure` are called from the thread."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_sequences: int,
+        on_chunks: Callable[[list[Chunk]], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._model = model
+        self._max_sequences = max_sequences
+        self._on_chunks = on_chunks
+        self._on_failure = on_failure
+        self._commands: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
+        self._room = threading.Semaphore(MAX_PENDING_STEPS)
+        self._loaded = threading.Event()
+        self._info: ModelInfo | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.stats = EngineStats(running=0, waiting=0)
+        self._step_began_s: float | None = None
+
+    def start(self) -> ModelInfo:
+        """Load the model (blocks until it is loaded) and begin. Raises what loading raised (ModelError)."""
+        self._thread.start()
+        self._loaded.wait()
+        if self._info is None:
+            assert self._failure is not None
+            raise self._failure
+        return self._info
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long the current step has been running; 0 between steps."""
+        began_s = self._step_began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
+
+    def submit(self, prompt: Prompt) -> None:
+        """Take a prompt in; a refused one comes back as an ERROR chunk."""
+        self._commands.put(_Submit(prompt))
+
+    def cancel(self, prompt_id: str) -> None:
+        """End a sequence at whatever stage; its last chunk says CANCELLED."""
+        self._commands.put(_Cancel(prompt_id))
+
+    def taken(self) -> None:
+        """One batch of chunks has been taken: the engine may be a step further ahead."""
+        self._room.release()
+
+    def stop(self) -> None:
+        """Close the engine and end the thread."""
+        self._commands.put(None)
+        self._room.release()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            loaded = load_engine(self._model, max_sequences=self._max_sequences)
+            self._info = loaded.info
+            self._loaded.set()
+            self._loop(loaded.engine)
+            loaded.engine.close()
+        except BaseException as error:  # noqa: BLE001 - the process's one outermost loop: whatever ends it is reported
+            self._failure = error
+            if not self._loaded.is_set():
+                self._loaded.set()
+            else:
+                self._on_failure(error)
+
+    def _loop(self, engine: Engine) -> None:
+        while True:
+            refused = self._take_commands(engine)
+            if refused is None:
+                return
+            chunks = refused + (self._step(engine) if engine.has_work else [])
+            self.stats = engine.stats()
+            if chunks:
+                self._room.acquire()
+                self._on_chunks(chunks)
+
+    def _step(self, engine: Engine) -> list[Chunk]:
+        self._step_began_s = time.monotonic()
+        try:
+            return engine.step()
+        finally:
+            self._step_began_s = None
+
+    def _take_commands(self, engine: Engine) -> list[Chunk] | None:
+        """Carry out what is there (waiting while idle); refused prompts as chunks, None to stop."""
+        refused: list[Chunk] = []
+        while True:
+            try:
+                command = self._commands.get(block=not engine.has_work and not refused, timeout=IDLE_POLL_S)
+            except Empty:
+                return refused
+            match command:
+                case None:
+                    return None
+                case _Submit(prompt):
+                    refused += _submit(engine, prompt)
+                case _Cancel(prompt_id):
+                    engine.cancel(prompt_id)
+
+
+def _submit(engine: Engine, prompt: Prompt) -> Sequence[Chunk]:
+    try:
+        engine.submit(prompt)
+    except InvalidPrompt as error:
+        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error))]
+    return []

@@ -1,0 +1,96 @@
+"""A job in a worker's hands: which choices run, what they have produced, when; pure.
+
+A resumed job starts from its token log: choices that had finished stay finished, the others go on after their ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler.events import EventType
+from scheduler.frames import Chunk, End, Frame, FrameId
+from scheduler.queue import Claimed
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sequence of a job: the tokens that are in the log or on their way there."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class HeldJob:
+    """What the consumer knows of one claimed job. Monotonic times are this process's own, in seconds."""
+
+    def __init__(self, claimed: Claimed, log: Sequence[Frame], now_s: float) -> None:
+        self.claimed = claimed
+        self.frames: list[tuple[FrameId, tuple[Chunk, ...]]] = []
+        self.choices = [Choice() for _ in range(claimed.request.choices)]
+        self.ending: EventType | None = None
+        self.error: tuple[str, str] | None = None
+        self.claimed_s = now_s
+        self.first_token_s: float | None = None
+        self.resumed = bool(log)
+        for frame in log:
+            if not isinstance(frame.body, End):
+                self.frames.append((frame.id, frame.body))
+                self._apply(frame.body)
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.claimed.id
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Indices of the choices that the engine still has to run."""
+        return [index for index, choice in enumerate(self.choices) if choice.finish_reason is None]
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of all choices and attempts."""
+        return sum(len(choice.token_ids) for choice in self.choices)
+
+    def next_frame(self, chunks: Iterable[Chunk], now_s: float) -> tuple[FrameId, tuple[Chunk, ...]]:
+        """Number a step's chunks as the next frame of this job's log and remember them."""
+        body = tuple(chunks)
+        if self.first_token_s is None and any(chunk.token_ids for chunk in body):
+            self.first_token_s = now_s
+        sequence = (self.frames[-1][0].sequence if self.frames else 0) + 1
+        self.frames.append((FrameId(self.claimed.generation, sequence), body))
+        self._apply(body)
+        return self.frames[-1]
+
+    def end(self, event: EventType, now_s: float) -> dict[str, Any]:
+        """The facts of the terminal event: usage, timings, and why."""
+        request = self.claimed.request
+        facts: dict[str, Any] = {
+            "prompt_tokens": request.prompt_tokens,
+            "cached_tokens": 0,
+            "output_tokens": self.output_tokens,
+            "queue_ms": self.claimed.claimed_ms - self.claimed.submitted_ms,
+            "finish_reason": self._finish_reason(event),
+        }
+        if self.first_token_s is not None:
+            prefill_ms = (self.first_token_s - self.claimed_s) * 1000
+            facts["prefill_ms"] = round(prefill_ms, 3)
+            facts["decode_ms"] = round((now_s - self.first_token_s) * 1000, 3)
+            if not self.resumed:  # the first token of a resumed job came from an earlier attempt
+                facts["ttft_ms"] = round(facts["queue_ms"] + prefill_ms, 3)
+        if self.error is not None:
+            facts["error_code"], facts["error"] = self.error
+        return facts
+
+    def _apply(self, chunks: Iterable[Chunk]) -> None:
+        for chunk in chunks:
+            choice = self.choices[chunk.index]
+            choice.token_ids += chunk.token_ids
+            choice.finish_reason = chunk.finish_reason or choice.finish_reason
+
+    def _finish_reason(self, event: EventType) -> str:
+        if event is not EventType.FINISHED:
+            return event.value
+        return next((choice.finish_reason for choice in self.choices if choice.finish_reason), "stop")

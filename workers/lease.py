@@ -1,0 +1,105 @@
+"""A worker's lease: renewed from a thread and a connection of its own, so that a long step never loses it.
+
+The same thread is the watchdog: an engine that has work and makes no progress is killed with its process, because
+nothing inside can free a hung device; the jobs resume elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from scheduler.connections import command_client
+from scheduler.errors import QueueUnavailable
+from scheduler.queue import Heartbeat, JobQueue
+from scheduler.settings import WorkerSettings
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """Keeps `name` alive in Redis. Callbacks come from the lease's thread.
+
+    A lost lease gets a new name (`<base>.<n>`), because the reaper may still be busy with the old one.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        base: str,
+        *,
+        held: Callable[[], Sequence[str]],
+        stalled_s: Callable[[], float],
+        on_heartbeat: Callable[[Heartbeat], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._base = base
+        self._count = 0
+        self._held = held
+        self._stalled_s = stalled_s
+        self._on_heartbeat = on_heartbeat
+        self._on_lost = on_lost
+        self._stop = threading.Event()
+        self._registered = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="lease", daemon=True)
+
+    @property
+    def name(self) -> str:
+        """The worker's name under its current lease."""
+        return f"{self._base}.{self._count}"
+
+    def start(self) -> None:
+        """Begin; `wait_registered` says when the lease exists."""
+        self._thread.start()
+
+    async def wait_registered(self) -> None:
+        """Return once Redis knows the current name."""
+        while not self._registered.is_set():
+            await asyncio.to_thread(self._registered.wait, 1.0)
+
+    def stop(self) -> None:
+        """End the thread; the lease itself runs out or is removed by the reaper."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    async def _run(self) -> None:
+        redis = command_client(self._settings.redis)
+        queue = JobQueue(redis, shards=self._settings.shards, policy=self._settings.queue_policy)
+        period_s = self._settings.lease_s / 4
+        while not self._stop.is_set():
+            with suppress(QueueUnavailable):  # the next beat tries again; the lease outlives a short outage
+                await self._beat(queue)
+            self._watch()
+            await asyncio.to_thread(self._stop.wait, period_s if self._registered.is_set() else 0.2)
+        await redis.aclose()
+
+    async def _beat(self, queue: JobQueue) -> None:
+        register = not self._registered.is_set()
+        held = self._held()
+        for shard in range(queue.shards):
+            mine = [job_id for job_id in held if job_id.startswith(f"{shard}-")]
+            beat = await queue.heartbeat(self.name, mine, register=register, shard=shard)
+            if not beat.alive:
+                log.error("lease lost", worker=self.name)
+                self._registered.clear()
+                self._count += 1
+                self._on_lost()
+                return
+            self._on_heartbeat(beat)
+        self._registered.set()
+
+    def _watch(self) -> None:
+        stalled_s = self._stalled_s()
+        if stalled_s > self._settings.progress_limit_s:
+            log.error("engine makes no progress, killing the process", worker=self.name, stalled_s=stalled_s)
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            os.kill(os.getpid(), signal.SIGKILL)

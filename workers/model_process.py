@@ -1,0 +1,222 @@
+"""`python -m workers.model_process`: one model, one engine, one consumer. Started and watched by the node agent.
+
+load → serve until asked to stop → drain
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from scheduler.connections import blocking_client, command_client
+from scheduler.errors import QueueUnavailable
+from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
+from scheduler.process import announce_ready, configure_logs, stop_event
+from scheduler.queue import Heartbeat, JobQueue, shard_key
+from scheduler.settings import WorkerSettings
+from scheduler.workers import WorkerBoard
+from workers.consumer import Consumer
+from workers.engine import BLAS, Chunk, ModelError, ModelInfo
+from workers.engine_thread import EngineThread
+from workers.lease import Lease
+
+log = structlog.get_logger()
+
+DEMO_FOLDER = Path(__file__).parent / "demo"
+FIGURES_PERIOD_S = 1.0
+UNBOUNDED_CONTEXT_TOKENS = 2**20
+"""Said of recurrent models, whose configuration names no bound."""
+
+
+class ModelProcess:
+    """Puts the parts together; lives from load to drain."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._name = served_name(settings)
+        self._redis = command_client(settings.redis)
+        self._blocking = blocking_client(settings.redis)
+        self._queue = JobQueue(self._redis, shards=settings.shards, policy=settings.queue_policy)
+        self._loop = asyncio.get_running_loop()
+        self._failed = asyncio.Event()
+        self._engine = EngineThread(
+            str(DEMO_FOLDER) if settings.model == "demo" else settings.model,
+            max_sequences=settings.max_sequences,
+            on_chunks=self._on_chunks,
+            on_failure=self._on_failure,
+        )
+        self._consumer = Consumer(self._queue, self._engine, self._name, rows=settings.max_sequences)
+        self._lease = Lease(
+            settings,
+            os.environ.get("FARM_WORKER_BASE") or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
+            held=lambda: self._consumer.held,
+            stalled_s=lambda: self._engine.stalled_s,
+            on_heartbeat=lambda beat: self._in_loop(self._heartbeat, beat),
+            on_lost=lambda: self._in_loop(self._lease_lost),
+        )
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Load, serve, drain; return the exit code. Raises ModelError when the model cannot be loaded."""
+        info = await asyncio.to_thread(self._engine.start)
+        card = model_card(self._name, info)
+        self._lease.start()
+        await self._lease.wait_registered()
+        self._consumer.begin_lease(self._lease.name)
+        figures = {"model": self._name, "engine": card.engine, "blas": BLAS, "host": socket.gethostname()}
+        tasks = [
+            asyncio.create_task(self._consumer.claim_loop()),
+            asyncio.create_task(self._consumer.emit_loop()),
+            asyncio.create_task(self._wake_loop()),
+            asyncio.create_task(self._show(card, info.tokenizer_json, figures)),
+        ]
+        await ModelCatalog(self._redis).publish(card, info.tokenizer_json)
+        announce_ready(role="model", model=self._name, blas=BLAS, engine=card.engine, card=asdict(card))
+        stopping = [asyncio.create_task(stop.wait()), asyncio.create_task(self._failed.wait())]
+        await asyncio.wait([*stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        healthy = not self._failed.is_set() and not any(task.done() for task in tasks)
+        if healthy:
+            await self._consumer.drain(self._settings.drain_s)
+        for task in [*stopping, *tasks]:
+            task.cancel()
+        await asyncio.gather(*stopping, return_exceptions=True)
+        errors = [e for e in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(e, Exception)]
+        for error in errors:
+            log.error("model process failed", error=repr(error))
+        await self._leave()
+        return 0 if healthy and not errors else 1
+
+    async def _leave(self) -> None:
+        self._lease.stop()
+        with suppress(QueueUnavailable):
+            for shard in range(self._queue.shards):
+                await self._queue.reap(shard, worker=self._lease.name)
+            await WorkerBoard(self._redis).withdraw(self._lease.name)
+        await asyncio.to_thread(self._engine.stop)
+        await self._redis.aclose()
+        await self._blocking.aclose()
+
+    async def _wake_loop(self) -> None:
+        channels = [shard_key(shard, f"wake:{self._name}") for shard in range(self._queue.shards)]
+        while True:
+            with suppress(RedisError, OSError):
+                await self._listen(self._blocking, channels)
+            await asyncio.sleep(0.5)
+
+    async def _listen(self, redis: Redis, channels: list[str]) -> None:
+        async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            await pubsub.subscribe(*channels)
+            async for _ in pubsub.listen():
+                self._consumer.wake()
+
+    async def _show(self, card: ModelCard, tokenizer_json: str, facts: dict[str, Any]) -> None:
+        """Keep the model's card and this worker's figures in Redis."""
+        catalog, board = ModelCatalog(self._redis), WorkerBoard(self._redis)
+        started_ms = time.time_ns() // 1_000_000
+        tokens, at_s, rate = 0, time.monotonic(), 0.0
+        while True:
+            await asyncio.sleep(FIGURES_PERIOD_S)
+            stats = self._engine.stats
+            now_s = time.monotonic()
+            rate = (stats.generated_tokens_total - tokens) / (now_s - at_s)
+            tokens, at_s = stats.generated_tokens_total, now_s
+            figures = asdict(stats) | {
+                **facts,
+                "pid": os.getpid(),
+                "jobs": len(self._consumer.held),
+                "tokens_per_s": round(rate, 1),
+                "started_ms": started_ms,
+                "seen_ms": time.time_ns() // 1_000_000,
+            }
+            with suppress(QueueUnavailable):
+                await board.publish(self._lease.name, figures, ttl_s=self._settings.lease_s)
+                if not await catalog.renew(card):
+                    await catalog.publish(card, tokenizer_json)
+
+    def _heartbeat(self, beat: Heartbeat) -> None:
+        self._consumer.heartbeat(beat)
+
+    def _lease_lost(self) -> None:
+        self._consumer.begin_lease(self._lease.name)
+
+    def _on_chunks(self, chunks: list[Chunk]) -> None:
+        self._in_loop(self._consumer.arrived, chunks)
+
+    def _on_failure(self, error: BaseException) -> None:
+        log.error("engine failed", error=repr(error))
+        self._in_loop(self._failed.set)
+
+    def _in_loop(self, call: Any, *args: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *args)
+
+
+def served_name(settings: WorkerSettings) -> str:
+    """The name clients use: the one given, `demo`, a folder's last part, or the Hugging Face id."""
+    if settings.model_name:
+        return settings.model_name
+    path = Path(settings.model).expanduser()
+    return path.resolve().name if path.is_dir() else settings.model
+
+
+def model_card(name: str, info: ModelInfo) -> ModelCard:
+    """What API nodes must know of a loaded model."""
+    return ModelCard(
+        name=name,
+        created_s=int(time.time()),
+        context_tokens=info.context_tokens or UNBOUNDED_CONTEXT_TOKENS,
+        vocab_tokens=info.vocab_size,
+        tokenizer_sha256=tokenizer_hash(info.tokenizer_json),
+        chat_template=info.chat_template,
+        bos_token=info.special_tokens.get("bos_token"),
+        eos_token=info.special_tokens.get("eos_token"),
+        eos_token_ids=tuple(info.eos_token_ids),
+        think_start=info.think_start,
+        think_end=info.think_end,
+        has_tool_calling=info.has_tool_calling,
+        tool_call_start=info.tool_call_start,
+        tool_call_end=info.tool_call_end,
+        engine="batch",
+        parameters=info.parameters,
+        weight_bytes=info.weight_bytes,
+    )
+
+
+async def serve(settings: WorkerSettings) -> int:
+    """Run one model process until a stop signal."""
+    stop = stop_event()
+    try:
+        return await ModelProcess(settings).run(stop)
+    except ModelError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_MODEL
+
+
+EXIT_MODEL = 4
+"""The model cannot be loaded: starting again would not help."""
+
+
+def main() -> int:
+    """Settings, logs, run."""
+    settings = WorkerSettings()
+    configure_logs(settings.log_level, settings.log_format)
+    return uvloop.run(serve(settings))
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of MLX or a hung engine must not keep a stopped process alive
