@@ -27,6 +27,7 @@ DEFAULT_RETRY_S = 2.0
 MAX_RETRY_S = 60.0
 SHOWN_PROBLEMS = 20
 _RETRIED = frozenset({408, 425, 429, 502, 503, 504})
+_CONFLICT = 409
 _REFUSED = frozenset({401, 403})
 
 
@@ -86,14 +87,19 @@ class Crew:
         self._stopping.set()
 
     def _work(self) -> None:
-        client = Client.from_environment(timeout_s=RESPONSE_LIMIT_S)
+        broken: CommandError | None = CommandError("A sender ended by an internal error; see above.")
         try:
+            client = Client.from_environment(timeout_s=RESPONSE_LIMIT_S)
             while (line := self._take()) and not self._stopping.is_set():
                 answer = self._answer(client, line)
                 if answer is not None:
                     self.answers.put(result(line, answer))
+            broken = None
         except CommandError as error:
-            self.answers.put(error)
+            broken = error
+        finally:  # the main thread waits for one answer per line, so it has to hear of any end
+            if broken is not None:
+                self.answers.put(broken)
 
     def _take(self) -> BatchLine | None:
         with self._taking:
@@ -107,10 +113,13 @@ class Crew:
             try:
                 answer = client.send("POST", line.url, line.body, headers)
             except (Unreachable, ConnectionLost) as error:
-                delay_s, why = min(DEFAULT_RETRY_S * 2**attempt, MAX_RETRY_S), str(error)
+                delay_s, why = min(DEFAULT_RETRY_S * 2 ** min(attempt, 5), MAX_RETRY_S), str(error)
             else:
                 if answer.status in _REFUSED:
                     raise CommandError(f"{error_message(answer)} (HTTP {answer.status}). Set FARM_API_KEY.")
+                if answer.status == _CONFLICT and attempt == 0:  # begun by an earlier start, but its result has expired
+                    headers["Idempotency-Key"], attempt = f"{line.key}-again", 1
+                    continue
                 if answer.status not in _RETRIED:
                     return answer
                 delay_s, why = retry_after_s(answer), f"{error_message(answer)} (HTTP {answer.status})"

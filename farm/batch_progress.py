@@ -63,7 +63,7 @@ class Progress:
         if now - self._waiting_said_at < LINE_EVERY_S / 2:
             return
         self._waiting_said_at = now
-        self._say(f"{why} Trying again in {delay_s:g} s.")
+        self._say(f"{why.rstrip('.')}; trying again in {delay_s:g} s")
 
     def _say(self, what: str) -> None:
         if self._bar:

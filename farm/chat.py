@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.client import Client, ServerEvent
+from farm.client import DONE, Client, ServerEvent
 from farm.errors import CommandError, UsageRefused
 
 with suppress(ImportError):
@@ -123,7 +123,7 @@ def _pieces(events: Iterator[ServerEvent]) -> Iterator[str]:
     for event in events:
         if event.comment and sys.stderr.isatty():
             _show_wait(event.comment)
-        if not event.data or event.data == "[DONE]":
+        if not event.data or event.data == DONE:
             continue
         piece = text_of(json.loads(event.data))
         if piece:

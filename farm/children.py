@@ -88,7 +88,7 @@ class Child:
         self.environment = dict(role.environment)
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._output = output
-        self._last_lines: deque[str] = deque(maxlen=12)
+        self._last_lines: deque[str] = deque(maxlen=5)
         self._stopping = asyncio.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from farm.errors import CommandError, Unreachable, UsageRefused
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+DONE = "[DONE]"
 CONNECT_TIMEOUT_S = 5.0
 STREAM_SILENCE_S = 60.0
 """The API sends a comment every 10 s on a silent stream, so this long a silence is a lost connection."""
@@ -48,6 +49,11 @@ class ServerEvent:
     id: str = ""
     comment: str = ""
 
+    @property
+    def is_last(self) -> bool:
+        """Does nothing follow? An error without an id is the node's (not the job's): another connection goes on."""
+        return self.data == DONE or self.data.startswith('{"error":')
+
 
 class RequestFailed(CommandError):
     """The API answered with an error."""
@@ -60,8 +66,8 @@ class RequestFailed(CommandError):
 class ConnectionLost(CommandError):
     """The connection broke in mid-answer."""
 
-    def __init__(self, reason: BaseException) -> None:
-        super().__init__(f"The connection to the farm broke: {reason or type(reason).__name__}")
+    def __init__(self, reason: BaseException | str) -> None:
+        super().__init__(f"The connection to the farm broke: {str(reason) or type(reason).__name__}.")
 
 
 class Client:
@@ -108,13 +114,20 @@ class Client:
     def stream(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[ServerEvent]:
-        """Yield the events of an answer until the server ends it. Raises Unreachable, RequestFailed, ConnectionLost."""
+        """Yield the events up to and with `[DONE]` or an error; an end without either is a lost connection.
+
+        Raises Unreachable, RequestFailed, ConnectionLost.
+        """
         data = None if body is None else json.dumps(body).encode()
         response = self._open(method, path, data, {"Accept": "text/event-stream", **(headers or {})}, STREAM_SILENCE_S)
         try:
             if response.status >= 400:
                 raise RequestFailed(Answer(response.status, _headers(response), response.read()))
-            yield from parse_events(response)
+            for event in parse_events(response):
+                yield event
+                if event.is_last:
+                    return
+            raise ConnectionLost("it ended in mid-answer")  # http.client does not tell a torn stream from a whole one
         except _LOST as error:
             raise ConnectionLost(error) from error
         finally:

@@ -57,7 +57,7 @@ def effective() -> list[Setting]:
 def unknown() -> list[str]:
     """Names in the files, and FARM_ variables, that no setting has (a typing error, most likely)."""
     known = {name for settings_class in CLASSES for name in settings_class.model_fields}
-    also_known = {"FARM_URL", "FARM_SUPERVISED", "FARM_EXTRA"}
+    also_known = {"FARM_URL", "FARM_SUPERVISED", "FARM_EXTRA", "FARM_UNDER_MAKE"}
     found = [f"{name} in {path}" for path in config_files() for name in _read(path) if name not in known]
     variables = [name for name in os.environ if name.startswith("FARM_") and name not in also_known]
     return found + [name for name in variables if name.removeprefix("FARM_").lower() not in known]

@@ -11,11 +11,12 @@ import typer
 
 from farm import flags, output
 from farm.chat import text_of
-from farm.client import Client, ConnectionLost, ServerEvent, segment
+from farm.client import DONE, Client, ConnectionLost, ServerEvent, segment
 from farm.errors import CommandError, Unreachable
 from farm.listings import moment, rows_of
 
 app = typer.Typer(name="jobs", help="List, look at, follow and cancel jobs.", no_args_is_help=True)
+COLUMNS = ("id", "state", "model", "lane", "attempts", "output_tokens")
 RECONNECT_S = 1.0
 RECONNECT_LIMIT_S = 60.0
 
@@ -27,7 +28,7 @@ def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, finished, failed, cancelled, …")] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
-    after: Annotated[str | None, typer.Option(metavar="ID", help="Continue behind this job.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="CURSOR", help="Continue where a list ended.")] = None,
     as_json: flags.Json = False,
 ) -> None:
     """List jobs, newest first."""
@@ -36,13 +37,10 @@ def list_jobs(
     if as_json:
         output.as_json(answer)
         return
-    rows = []
-    for job in rows_of(answer):
-        created = moment(output.pick(job, "created_at", "submitted_at"))
-        rows.append([job["id"], output.pick(job, "state", "status"), job.get("model"), job.get("lane"), created])
-    output.table(["id", "state", "model", "lane", "created"], rows)
-    if isinstance(answer, dict) and answer.get("has_more"):
-        typer.echo(f"more: mlx-farm jobs ls --after {rows[-1][0]}", err=True)
+    rows = [[*(job.get(name) for name in COLUMNS), moment(job.get("created_at"))] for job in rows_of(answer)]
+    output.table([*COLUMNS, "created"], rows)
+    if answer.get("next"):
+        typer.echo(f"more: --after {answer['next']}", err=True)
 
 
 @app.command()
@@ -76,6 +74,7 @@ def tail(
                 for event in client.stream("GET", _events(job), headers={"Last-Event-ID": last} if last else {}):
                     lost_at, heard = 0.0, True
                     if event.data:
+                        _check(event)
                         last = event.id or last
                         _show(event, as_json)
                 break
@@ -93,8 +92,14 @@ def _events(job: str) -> str:
     return f"/v1/jobs/{segment(job)}/events"
 
 
+def _check(event: ServerEvent) -> None:
+    """Raise what the node, not the job, has to say (it is stopping, its queue is away): another connection goes on."""
+    if event.is_last and event.data != DONE and not event.id:
+        raise ConnectionLost(str(json.loads(event.data)["error"].get("message", "")))
+
+
 def _show(event: ServerEvent, as_json: bool) -> None:
-    if event.data == "[DONE]":
+    if event.data == DONE:
         return
     if as_json:
         typer.echo(json.dumps({"id": event.id, "data": json.loads(event.data)}, ensure_ascii=False))
@@ -108,7 +113,7 @@ def _wait_to_reconnect(error: CommandError, lost_at: float) -> float:
     """Say it once, wait; return when the connection was lost first. Raises the error when it stays away."""
     now = time.monotonic()
     if not lost_at:
-        typer.echo(f"{error} Trying again.", err=True)
+        typer.echo(f"{error} Trying again …", err=True)
         lost_at = now
     if now - lost_at > RECONNECT_LIMIT_S:
         raise error

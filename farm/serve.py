@@ -17,6 +17,7 @@ from farm.errors import CommandError
 from farm.home import Home, HomeLock
 from farm.output import complain
 from farm.supervisor import Ready, Supervisor
+from farm.terminal import foreground
 from scheduler.settings import ApiSettings, WorkerSettings
 
 _VALKEY_GRACE_S = 30.0
@@ -62,7 +63,7 @@ def _roles(api: ApiSettings, worker: WorkerSettings, redis_url: str) -> list[Rol
     environment = {"FARM_SUPERVISED": "1", "FARM_REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
     if api.log_format == "auto" and sys.stderr.isatty():
         environment["FARM_LOG_FORMAT"] = "console"
-    graces = {"api": api.drain_s + 5, "workers": worker.drain_s + 5, "scheduler": _SCHEDULER_GRACE_S}
+    graces = {"api": api.drain_s + 5, "workers": worker.drain_s + 20, "scheduler": _SCHEDULER_GRACE_S}
     return [
         Role(
             name=module.removesuffix("s"),
@@ -101,7 +102,8 @@ def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home
 def main() -> None:
     """Exit 0 after a clean stop, 1 when a part did not start, 2 for a wrong setting."""
     try:
-        run()
+        with foreground():
+            run()
     except CommandError as error:
         complain(error)
         sys.exit(error.exit_code)

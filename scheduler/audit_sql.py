@@ -6,6 +6,7 @@ ONLY transaction with a statement timeout), not by looking at the text.
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +34,22 @@ async def select_rows(engine: AsyncEngine, query: str, limit: int = 1000) -> Ans
     async with record_errors(), engine.connect() as connection:
         await _make_read_only(connection)
         try:
-            result = await connection.execute(text(query.replace(":", "\\:")))
-            rows = result.fetchmany(limit + 1)
+            return await _rows(connection, query, limit)
         except DBAPIError as error:
             raise InvalidQuery(f"The database refused the query: {error.orig}") from error
         except ResourceClosedError as error:
             raise InvalidQuery("Only a SELECT returns rows; nothing was changed.") from error
-        columns = tuple(result.keys())
-        await connection.rollback()
+        except (sqlite3.Warning, ValueError) as error:  # more than one statement; a NUL character
+            raise InvalidQuery(f"The database refused the query: {error}") from error
+        finally:
+            await connection.invalidate()  # never back into the pool: it is read-only for good
+
+
+async def _rows(connection: AsyncConnection, query: str, limit: int) -> Answer:
+    result = await connection.stream(text(query.replace(":", "\\:")))
+    rows = await result.fetchmany(limit + 1)
+    columns = tuple(result.keys())
+    await result.close()
     return Answer(columns, tuple(tuple(row) for row in rows[:limit]), len(rows) > limit)
 
 

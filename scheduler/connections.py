@@ -13,5 +13,6 @@ def command_client(url: str) -> Redis:
 
 def blocking_client(url: str) -> Redis:
     """For blocking reads and pub/sub, which may be silent for as long as they like."""
-    client: Redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=None, socket_keepalive=True)
+    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    client: Redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=None, **keepalive)
     return client

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from asyncpg import PostgresError
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -30,11 +31,18 @@ def open_database(url: str) -> AsyncEngine:
 @asynccontextmanager
 async def record_errors() -> AsyncIterator[None]:
     """Turn what a down, locked or missing database raises into RecordUnavailable."""
+    with record_errors_raised():
+        yield
+
+
+@contextmanager
+def record_errors_raised() -> Iterator[None]:
+    """The same for code that is not async."""
     try:
         yield
     except DBAPIError as error:
         raise RecordUnavailable(str(error.orig)) from error
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, PostgresError, OSError) as error:
         raise RecordUnavailable(str(error)) from error
 
 

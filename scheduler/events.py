@@ -51,11 +51,17 @@ def stream_position(stream_id: str) -> tuple[int, int]:
 
 
 def decode_event(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
-    """Read one stream entry. Raises KeyError, ValueError or orjson.JSONDecodeError for a malformed one."""
+    """Read one stream entry. Raises KeyError or ValueError for a malformed one.
+
+    NUL characters, which PostgreSQL cannot store as text, become U+FFFD.
+    """
+    data = orjson.loads(fields[b"d"].replace(rb"\u0000", rb"\ufffd"))
+    if not isinstance(data, dict):
+        raise ValueError("the event's data is not an object")
     return Event(
         id=entry_id.decode(),
         type=EventType(fields[b"t"].decode()),
         job_id=fields[b"j"].decode(),
         at_ms=int(fields[b"at"]),
-        data=orjson.loads(fields[b"d"]),
+        data=data,
     )

@@ -54,7 +54,8 @@ _WAITING = frozenset({JobState.QUEUED, JobState.DELAYED})
 _ALIVE = _WAITING | {JobState.RUNNING}
 
 TRANSITIONS: dict[EventType, tuple[frozenset[JobState | None], JobState]] = {
-    EventType.SUBMITTED: (frozenset({None}), JobState.QUEUED),
+    # again while it is alive: the queue had lost its memory (the submit script calls a job that it knows a duplicate)
+    EventType.SUBMITTED: (frozenset({None}) | _ALIVE, JobState.QUEUED),
     EventType.CLAIMED: (frozenset({JobState.QUEUED}), JobState.RUNNING),
     EventType.REQUEUED: (frozenset({JobState.RUNNING, JobState.DELAYED}), JobState.QUEUED),
     EventType.DELAYED: (frozenset({JobState.RUNNING}), JobState.DELAYED),
@@ -115,8 +116,10 @@ def apply(job: Job | None, event: Event) -> Job:
     allowed, state = TRANSITIONS[event.type]
     if (job.state if job else None) not in allowed:
         raise IllegalMove(event.job_id, job.state if job else None, event.type)
-    if job is None:
-        return _submitted(event, state)
+    if event.type is EventType.SUBMITTED:
+        fresh = _submitted(event, state)
+        return fresh if job is None else replace(fresh, submitted_ms=job.submitted_ms)
+    assert job is not None  # only `submitted` is legal before the first event
     job = replace(job, state=state, last_event=event.id)
     if event.type is EventType.CLAIMED:
         first = event.at_ms if job.claimed_ms is None else job.claimed_ms

@@ -11,12 +11,16 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from scheduler.database import record_errors
+from scheduler.database import record_errors, record_errors_raised
 
 
 def upgrade(database_url: str) -> None:
-    """Apply all missing migrations. Blocks, and runs an event loop of its own: call it in a thread of none."""
-    command.upgrade(_config(database_url), "head")
+    """Apply all missing migrations; blocks, and runs an event loop of its own: call it in a thread that has none.
+
+    Two at once wait for each other. Raises RecordUnavailable.
+    """
+    with record_errors_raised():
+        command.upgrade(_config(database_url), "head")
 
 
 def newest_revision() -> str:

@@ -67,7 +67,9 @@ class ModelCatalog:
         async with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
             pipe.expire(f"farm:tokenizer:{card.tokenizer_sha256}", CARD_TTL_S)
             pipe.expire(f"farm:model:{card.name}", CARD_TTL_S)
-            return all(await pipe.execute())
+            pipe.sadd("farm:models", card.name)  # a node that saw the card expired may have removed the name since
+            tokenizer, model, _ = await pipe.execute()
+            return bool(tokenizer and model)
 
     async def withdraw(self, name: str) -> None:
         """Remove a card: its last worker has left on purpose."""

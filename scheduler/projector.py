@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import structlog
 from redis.asyncio import Redis
-from sqlalchemy import Insert, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Insert, bindparam, delete, insert, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -24,8 +24,8 @@ from scheduler.database import record_errors
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
 from scheduler.events import Event, EventType, decode_event, stream_position
 from scheduler.frames import START, Frame
-from scheduler.jobs import TERMINAL, IllegalMove, Job, apply
-from scheduler.queue import JobQueue, event_key, redis_errors, shard_key
+from scheduler.jobs import TERMINAL, IllegalMove, Job, JobState, apply
+from scheduler.queue import JobQueue, event_key, redis_errors
 from scheduler.store import encode_frames, job_of_row, row_of_job
 from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow, ProjectionErrorRow, UsageRow
 from scheduler.tokens import TokenLog
@@ -191,14 +191,7 @@ class Projector:
 
     async def _let_expire(self, results: Sequence[Result]) -> None:
         """The results are in SQL now: Redis may forget the jobs after the usual time."""
-        policy = self._queue.policy
-        async with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
-            for result in results:
-                job_id = result.job.id
-                pipe.pexpire(shard_key(self._shard, f"t:{job_id}"), policy.log_ttl_ms)
-                pipe.pexpire(shard_key(self._shard, f"b:{job_id}"), policy.log_ttl_ms)
-                pipe.pexpire(shard_key(self._shard, f"j:{job_id}"), policy.job_ttl_ms)
-            await pipe.execute()
+        await self._queue.let_expire([result.job.id for result in results if result.job.state is not JobState.DEAD])
 
 
 async def rebuild(engine: AsyncEngine) -> int:
@@ -210,6 +203,7 @@ async def rebuild(engine: AsyncEngine) -> int:
     count = 0
     last = (-1, -1, -1)
     async with record_errors(), engine.begin() as connection:
+        await _keep_projectors_out(connection)
         cutoff_ms = int(await retention_cutoff(connection))
         await connection.execute(delete(JobRow))
         await connection.execute(delete(UsageRow).where(UsageRow.hour_ms >= cutoff_ms))
@@ -222,6 +216,14 @@ async def rebuild(engine: AsyncEngine) -> int:
             count += len(rows)
             await _write_jobs(connection, projection)
     return count
+
+
+async def _keep_projectors_out(connection: AsyncConnection) -> None:
+    """Every writer of these tables moves a checkpoint first; SQLite has one writer at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text("LOCK TABLE checkpoints IN EXCLUSIVE MODE"))
+    else:
+        await connection.execute(update(CheckpointRow).where(CheckpointRow.name == "").values(position=""))
 
 
 async def retention_cutoff(connection: AsyncConnection) -> str:

@@ -7,6 +7,7 @@ templates expect (raise_exception, strftime_now, tojson).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -21,6 +22,9 @@ from scheduler.models import ModelCard
 
 Message = Mapping[str, Any]
 
+_TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
 
 class PromptFormat:
     """One model's way of turning messages or text into token ids."""
@@ -28,15 +32,20 @@ class PromptFormat:
     def __init__(self, card: ModelCard, tokenizer_json: str) -> None:
         self.card = card
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._template = _compile(card.chat_template) if card.chat_template is not None else None
+        self._template: Template | None = None
+        content = json.loads(tokenizer_json)
+        self._is_byte_level = "ByteLevel" in _decoders(content.get("decoder"))
+        self._added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None, **extra: Any) -> str:
         """Apply the chat template; `extra` are template variables such as enable_thinking.
 
-        Raises TemplateRefused when the model has no template or the template raises.
+        Raises TemplateRefused when the model has no template, or the template does not compile or raises.
         """
-        if self._template is None:
+        if self.card.chat_template is None:
             raise TemplateRefused("this model has no chat template; use /v1/completions")
+        if self._template is None:
+            self._template = _compile(self.card.chat_template)
         context = {
             "messages": [dict(message) for message in messages],
             "tools": list(tools) if tools else None,
@@ -47,7 +56,7 @@ class PromptFormat:
         }
         try:
             return self._template.render(context)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        except (TemplateError, *_TEMPLATE_ERRORS) as error:
             raise TemplateRefused(str(error) or type(error).__name__) from error
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
@@ -60,13 +69,15 @@ class PromptFormat:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for (what OpenAI's logprobs call `bytes`)."""
+        if token_id in self._added:
+            return str(self._added[token_id]).encode()
         piece = self._tokenizer.id_to_token(token_id)
         if piece is None:
             return b""
-        if all(char in _BYTE_OF_CHAR for char in piece):
+        if self._is_byte_level and all(char in _BYTE_OF_CHAR for char in piece):
             return bytes(_BYTE_OF_CHAR[char] for char in piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
+        if byte := _BYTE_TOKEN.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
         return piece.replace("\u2581", " ").encode()
 
     def bound(self, prompt_tokens: int, max_tokens: int | None, min_room: int = 1) -> int:
@@ -93,8 +104,21 @@ def _compile(source: str) -> Template:
         raise TemplateRefused(f"it does not compile: {error}") from error
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _decoders(decoder: Mapping[str, Any] | None) -> set[str]:
+    """The names of a tokenizer's decoding steps."""
+    if decoder is None:
+        return set()
+    return {step["type"] for step in decoder.get("decoders", ())} | {decoder["type"]}
 
 
 def _raise_exception(message: str) -> NoReturn:

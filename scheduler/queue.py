@@ -5,6 +5,7 @@ Key schema and contracts: scripts/prelude.lua. All times are Redis' clock.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,9 @@ from typing import Any, TypeAlias
 import orjson
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
-from scheduler.errors import IdempotencyConflict, NoLease, QueueFull, QueueUnavailable
+from scheduler.errors import IdempotencyConflict, NoLease, QueueFull, QueueUnavailable, UnknownJob
 from scheduler.events import EventType
 from scheduler.frames import End, encode_end
 from scheduler.job_ids import shard_of
@@ -89,22 +90,36 @@ def event_key(shard: int) -> str:
     return shard_key(shard, "ev")
 
 
+REFUSALS = re.compile(
+    r"(?:^|-)(OOM|MISCONF|LOADING|READONLY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE|NOPERM|NOAUTH)\b"
+)
+"""Error codes of a server that cannot serve now; Redis 6.2 gives a script's inside another message, after a dash."""
+
+
 @asynccontextmanager
 async def redis_errors() -> AsyncIterator[None]:
-    """Turn what a down, loading, full or read-only Redis raises into QueueUnavailable."""
+    """Turn what a down, loading, full or read-only Redis raises into QueueUnavailable; other refusals are our bugs."""
     try:
         yield
     except RedisError as error:
+        if _is_our_bug(error):
+            raise
         raise QueueUnavailable(str(error) or type(error).__name__) from error
     except OSError as error:
         raise QueueUnavailable(str(error)) from error
 
 
+def _is_our_bug(error: RedisError) -> bool:
+    if not isinstance(error, ResponseError) or isinstance(error, OutOfMemoryError | ReadOnlyError):
+        return False
+    return REFUSALS.search(str(error)) is None
+
+
 class JobQueue:
     """Every key, script and move of the queue. Safe to use from many tasks of one event loop.
 
-    All methods raise QueueUnavailable when Redis does not answer or refuses the write; every script is idempotent,
-    so the caller may try again.
+    All methods raise QueueUnavailable when Redis does not answer or refuses the write, and UnknownJob for what is no
+    job id of this farm; every script is idempotent, so the caller may try again.
     """
 
     def __init__(self, redis: Client, *, shards: int = 1, policy: QueuePolicy | None = None) -> None:
@@ -115,13 +130,20 @@ class JobQueue:
             name: redis.register_script(text) for name, text in script_texts(self.policy).items()
         }
 
+    def shard_of(self, job_id: str) -> int:
+        """The shard that holds a job. Raises UnknownJob when the text is not a job id or names a shard beyond ours."""
+        shard = shard_of(job_id)
+        if shard >= self.shards:
+            raise UnknownJob(job_id)
+        return shard
+
     async def submit(self, job: NewJob) -> str:
         """Accept a job or refuse it whole; return its id, or the first job's id for a repeated idempotency key.
 
         Raises QueueFull, IdempotencyConflict, QueueUnavailable.
         """
         async with redis_errors():
-            code, value = await self.run("submit", shard_of(job.id), *self.submit_args(job))
+            code, value = await self.run("submit", self.shard_of(job.id), *self.submit_args(job))
         if code == b"conflict":
             raise IdempotencyConflict(job.idempotency_key)
         if code not in (b"ok", b"dup"):
@@ -162,23 +184,24 @@ class JobQueue:
 
     async def finish(self, job_id: str, token: str, event: EventType, data: Mapping[str, Any]) -> bool:
         """End a held job; False when the token is no longer current (another worker has the job: forget it)."""
-        state = TRANSITIONS[event][1]
-        frame = encode_end(End(state, data))
         async with redis_errors():
-            answer = await self.run(
-                "finish", shard_of(job_id), job_id, token, event.value, state.value, orjson.dumps(data), frame
-            )
+            answer = await self.run("finish", self.shard_of(job_id), *self.finish_args(job_id, token, event, data))
         return bool(answer == b"ok")
+
+    def finish_args(self, job_id: str, token: str, event: EventType, data: Mapping[str, Any]) -> list[Any]:
+        """The arguments of finish.lua, in its order."""
+        state = TRANSITIONS[event][1]
+        return [job_id, token, event.value, state.value, orjson.dumps(data), encode_end(End(state, data))]
 
     async def release(self, job_id: str, token: str, why: str, delay_ms: int = 0) -> bool:
         """Hand a held job back without a crash mark, to the front or due later; False when fenced."""
         async with redis_errors():
-            return bool(await self.run("release", shard_of(job_id), job_id, token, why, delay_ms) == b"ok")
+            return bool(await self.run("release", self.shard_of(job_id), job_id, token, why, delay_ms) == b"ok")
 
     async def cancel(self, job_id: str, by: str) -> JobState | None:
         """Cancel wherever the job is; return the state before, None for an unknown job. Repeating it is a no-op."""
         async with redis_errors():
-            answer = await self.run("cancel", shard_of(job_id), job_id, by)
+            answer = await self.run("cancel", self.shard_of(job_id), job_id, by)
         return None if answer == b"unknown" else JobState(answer.decode())
 
     async def expire(self, shard: int, limit: int = 64) -> int:
@@ -204,30 +227,42 @@ class JobQueue:
     async def listen(self, job_id: str, node: str, *, add: bool = True) -> JobState | None:
         """Ask for (or stop) a job's frames on this node's channel; None for an unknown job."""
         async with redis_errors():
-            answer = await self.run("listen", shard_of(job_id), job_id, node, int(add))
+            answer = await self.run("listen", self.shard_of(job_id), job_id, node, int(add))
         return None if answer == b"unknown" else JobState(answer.decode())
+
+    async def let_expire(self, job_ids: Sequence[str]) -> None:
+        """The record has these ended durable jobs: Redis may forget them after the usual time. Idempotent."""
+        policy = self.policy
+        async with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                shard = shard_of(job_id)
+                # NX is newer than Redis 6.2: a repeated call begins the time again
+                pipe.pexpire(shard_key(shard, f"t:{job_id}"), policy.log_ttl_ms)
+                pipe.pexpire(shard_key(shard, f"b:{job_id}"), policy.log_ttl_ms)
+                pipe.pexpire(shard_key(shard, f"j:{job_id}"), policy.job_ttl_ms)
+            await pipe.execute()
 
     async def body(self, job_id: str) -> JobRequest | None:
         """The request of a job, while Redis still keeps it."""
         async with redis_errors():
-            data = await self.redis.get(shard_key(shard_of(job_id), f"b:{job_id}"))
+            data = await self.redis.get(shard_key(self.shard_of(job_id), f"b:{job_id}"))
         return JobRequest.decode(data) if data else None
 
     async def snapshot(self, job_id: str) -> dict[str, str] | None:
         """The job's hash (state, tenant, lane, pool, enq, claimed, ended, attempt, crashes, out, …) or None."""
         async with redis_errors():
-            fields = await _await(self.redis.hgetall(shard_key(shard_of(job_id), f"j:{job_id}")))
+            fields = await _await(self.redis.hgetall(shard_key(self.shard_of(job_id), f"j:{job_id}")))
         return {key.decode(): value.decode() for key, value in fields.items()} or None
 
     async def position(self, job_id: str) -> int | None:
-        """How many jobs of its pool are before a waiting job (in its lane and the higher ones), from 1; else None."""
+        """The place of a waiting job in its pool, from 1 (after resumed jobs, the higher lanes, its own); else None."""
         job = await self.snapshot(job_id)
         if job is None or job["state"] != JobState.QUEUED:
             return None
-        lanes = [lane.value for lane in Lane]
+        lanes = ["resume", "solo", *(lane.value for lane in Lane)]
         at = job["at_lane"]
-        ahead = lanes[: lanes.index(at)] if at in lanes else []
-        prefix = shard_key(shard_of(job_id), f"wait:{job['pool']}:")
+        ahead = [lane for lane in lanes[: lanes.index(at)] if lane != "solo"]
+        prefix = shard_key(self.shard_of(job_id), f"wait:{job['pool']}:")
         async with redis_errors():
             rank = await self.redis.zrank(prefix + at, job_id)
             depths = [int(await self.redis.zcard(prefix + lane)) for lane in ahead]

@@ -38,8 +38,10 @@ class Reaper:
         touched = 0
         reap = await self._uptime_ms() > 2 * self._queue.policy.lease_ms
         for shard in range(self._queue.shards):
-            while await self._queue.expire(shard, BATCH_JOBS) == BATCH_JOBS:
-                touched += BATCH_JOBS
+            more = BATCH_JOBS
+            while more == BATCH_JOBS:
+                more = await self._queue.expire(shard, BATCH_JOBS)
+                touched += more
             if reap:
                 requeued = await self._queue.reap(shard, limit=BATCH_JOBS)
                 touched += len(requeued)

@@ -6,11 +6,12 @@ Submitting is idempotent by job id, so that repeating it is harmless.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 from redis.asyncio import Redis
 
-from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
+from scheduler.errors import QueueFull, QueueUnavailable, RecordUnavailable, UnknownJob
 from scheduler.job_ids import shard_of
 from scheduler.queue import JobQueue, NewJob, redis_errors, shard_key
 from scheduler.store import Store
@@ -38,9 +39,7 @@ class Relay:
                 if turn % sweep_every == 0:
                     await self.sweep()
                 turn += 1
-            except (QueueUnavailable, RecordUnavailable) as error:
-                log.warning("relay waits", error=str(error))
-            except QueueFull as error:
+            except (QueueUnavailable, QueueFull, RecordUnavailable) as error:
                 log.warning("relay waits", error=str(error))
             await asyncio.sleep(period_s)
 
@@ -57,16 +56,19 @@ class Relay:
         count, last = 0, ""
         while jobs := await self._store.unfinished(last):
             last = jobs[-1].id
-            for job in jobs:
-                async with redis_errors():
-                    known = await self._redis.exists(shard_key(shard_of(job.id), f"j:{job.id}"))
-                if not known:
+            async with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
+                for job in jobs:
+                    pipe.exists(shard_key(shard_of(job.id), f"j:{job.id}"))
+                known = await pipe.execute()
+            for job, is_known in zip(jobs, known, strict=True):
+                if not is_known:
                     await self._submit(job)
                     count += 1
         return count
 
     async def _submit(self, job: NewJob) -> None:
+        """Without its idempotency key: SQL has checked that one, and a job that SQL has accepted must run."""
         try:
-            await self._queue.submit(job)
-        except IdempotencyConflict as error:  # SQL's own key check came first and is the authority
-            log.error("relay met another job under the same key", job=job.id, error=str(error))
+            await self._queue.submit(replace(job, idempotency_key=""))
+        except UnknownJob as error:
+            log.error("an accepted job belongs to a shard that this farm does not have", error=str(error))

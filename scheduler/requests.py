@@ -6,6 +6,7 @@ One request may hold several prompts (`/v1/completions` takes arrays) and ask fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -74,17 +75,18 @@ class JobRequest:
         return (self.sampling.seed + index * 0x9E3779B97F4A7C15) % 2**64
 
     def encode(self) -> bytes:
-        """To msgpack; `decode` is its inverse."""
-        return bytes(msgpack.packb(asdict(self)))
+        """To msgpack; `decode` is its inverse (lists inside `rendering` come back as tuples)."""
+        body = {field.name: getattr(self, field.name) for field in fields(self)}
+        body |= {"sampling": asdict(self.sampling), "stopping": asdict(self.stopping)}
+        return bytes(msgpack.packb(body))
 
     @staticmethod
     def decode(data: bytes) -> JobRequest:
         """From msgpack. Unknown fields of newer writers are ignored."""
         raw = msgpack.unpackb(data, use_list=False)
-        known = {f.name for f in fields(JobRequest)}
-        body = {key: value for key, value in raw.items() if key in known}
-        body["sampling"] = Sampling(**raw["sampling"])
-        body["stopping"] = Stopping(**raw["stopping"])
+        body = _known(JobRequest, raw)
+        body["sampling"] = Sampling(**_known(Sampling, raw["sampling"]))
+        body["stopping"] = Stopping(**_known(Stopping, raw["stopping"]))
         return JobRequest(**body)
 
     def params(self) -> dict[str, Any]:
@@ -100,3 +102,8 @@ class JobRequest:
             "stop": len(self.stopping.strings) + len(self.stopping.token_ids),
             "ignore_eos": self.stopping.ignore_eos,
         }
+
+
+def _known(kind: type[Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {key: value for key, value in raw.items() if key in names}

@@ -5,6 +5,7 @@ A job's row and its events go together, by whole hours, so that a rebuild gives 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scheduler.database import record_errors
 from scheduler.job_ids import shard_of
+from scheduler.jobs import JobState
 from scheduler.projector import HOUR_MS, RETENTION, Projector, retention_cutoff
 from scheduler.queue import JobQueue, redis_errors, shard_key
 from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow
@@ -56,13 +58,13 @@ class Retention:
         async with record_errors(), self._engine.begin() as connection:
             if before_ms <= int(await retention_cutoff(connection)):
                 return 0, 0
-            events = await connection.execute(delete(EventRow).where(EventRow.job_id.in_(old)))
-            jobs = await connection.execute(delete(JobRow).where(JobRow.ended_ms < before_ms))
-            moved = await connection.execute(
+            moved = await connection.execute(  # first, as every writer of these tables does
                 update(CheckpointRow).where(CheckpointRow.name == RETENTION).values(position=str(before_ms))
             )
             if moved.rowcount == 0:
                 await connection.execute(insert(CheckpointRow).values(name=RETENTION, position=str(before_ms)))
+            events = await connection.execute(delete(EventRow).where(EventRow.job_id.in_(old)))
+            jobs = await connection.execute(delete(JobRow).where(JobRow.ended_ms < before_ms))
         return jobs.rowcount, events.rowcount
 
     async def _token_logs(self) -> int:
@@ -70,14 +72,23 @@ class Retention:
         query = select(DurableJobRow.id).where(DurableJobRow.ended_ms.is_not(None))
         async with record_errors(), self._engine.connect() as connection:
             ids = (await connection.execute(query)).scalars().all()
-        policy, count = self._queue.policy, 0
-        for job_id in ids:
-            shard = shard_of(job_id)
-            async with redis_errors():
-                if await self._redis.ttl(shard_key(shard, f"t:{job_id}")) != -1:
-                    continue
-                await self._redis.pexpire(shard_key(shard, f"t:{job_id}"), policy.log_ttl_ms)
-                await self._redis.pexpire(shard_key(shard, f"b:{job_id}"), policy.log_ttl_ms)
-                await self._redis.pexpire(shard_key(shard, f"j:{job_id}"), policy.job_ttl_ms)
-            count += 1
-        return count
+        kept = [job_id for part in batched(ids, 500) for job_id in await self._without_ttl(part)]
+        for part in batched(kept, 500):
+            await self._queue.let_expire(part)
+        return len(kept)
+
+    async def _without_ttl(self, job_ids: Sequence[str]) -> list[str]:
+        """Those that Redis would keep for ever, but for the dead ones, which wait for an operator."""
+        async with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                key = shard_key(shard_of(job_id), f"j:{job_id}")
+                pipe.ttl(key)
+                pipe.hget(key, "state")
+            answers = await pipe.execute()
+        facts = zip(job_ids, answers[::2], answers[1::2], strict=True)
+        return [job_id for job_id, ttl, state in facts if ttl == -1 and state != JobState.DEAD.value.encode()]
+
+
+def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Slices of at most `size` (itertools has it from Python 3.12 on)."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import msgpack
-from sqlalchemy import Executable, insert, select, tuple_, update
+from sqlalchemy import Executable, and_, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -56,7 +56,7 @@ class Store:
         self.engine = engine
 
     async def accept(self, job: NewJob) -> str:
-        """Commit an async job; return its id, or the first job's id for a repeated idempotency key.
+        """Commit an async job; return its id, or the first job's id for a repeated idempotency key. Idempotent by id.
 
         Raises IdempotencyConflict for the same key with another body.
         """
@@ -74,7 +74,7 @@ class Store:
                 async with self.engine.begin() as connection:
                     await connection.execute(insert(DurableJobRow).values(row))
             except IntegrityError:
-                return await self._first_of_key(job)
+                return await self._accepted_before(job)
         return job.id
 
     async def relayed(self, job_id: str) -> None:
@@ -185,11 +185,12 @@ class Store:
             )
         return new
 
-    async def _first_of_key(self, job: NewJob) -> str:
-        query = select(DurableJobRow.id, DurableJobRow.body_hash).where(
-            DurableJobRow.tenant == job.tenant, DurableJobRow.idempotency_key == job.idempotency_key
-        )
+    async def _accepted_before(self, job: NewJob) -> str:
+        same_key = and_(DurableJobRow.tenant == job.tenant, DurableJobRow.idempotency_key == job.idempotency_key)
+        query = select(DurableJobRow.id, DurableJobRow.body_hash).where(or_(DurableJobRow.id == job.id, same_key))
         rows = await self._all(query)
+        if any(row.id == job.id for row in rows):
+            return job.id
         if not rows or rows[0].body_hash != job.body_hash:
             raise IdempotencyConflict(job.idempotency_key)
         return str(rows[0].id)

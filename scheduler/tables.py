@@ -1,13 +1,14 @@
 """The record's tables (shape only). Documented views for people's SQL live in migrations/ (v_requests, v_usage_daily).
 
-Times are ms since 1970 (Redis' clock where they come from events), durations ms, sizes tokens.
+Times are ms since 1970 (Redis' clock where they come from events), durations ms, sizes tokens. Text has no length bound:
+PostgreSQL must not refuse an event for one.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Index, LargeBinary, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -28,16 +29,16 @@ class JobRow(Table):
         Index("ix_jobs_tenant_submitted", "tenant", "submitted_ms"),
     )
 
-    id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    state: Mapped[str] = mapped_column(String(16))
-    tenant: Mapped[str] = mapped_column(String(128))
-    lane: Mapped[str] = mapped_column(String(16))
-    kind: Mapped[str] = mapped_column(String(32))
-    model_asked: Mapped[str] = mapped_column(String(256))
-    model: Mapped[str] = mapped_column(String(256))
-    route: Mapped[str] = mapped_column(String(128))
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    state: Mapped[str] = mapped_column(Text)
+    tenant: Mapped[str] = mapped_column(Text)
+    lane: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    model_asked: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    route: Mapped[str] = mapped_column(Text)
     rule_version: Mapped[int]
-    request_id: Mapped[str] = mapped_column(String(128))
+    request_id: Mapped[str] = mapped_column(Text)
     params: Mapped[dict[str, Any]]
     durable: Mapped[bool]
     prompt_tokens: Mapped[int]
@@ -49,13 +50,13 @@ class JobRow(Table):
     ttft_ms: Mapped[float | None]
     prefill_ms: Mapped[float | None]
     decode_ms: Mapped[float | None]
-    finish_reason: Mapped[str | None] = mapped_column(String(64))
-    error_code: Mapped[str | None] = mapped_column(String(64))
+    finish_reason: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
-    worker: Mapped[str | None] = mapped_column(String(128))
+    worker: Mapped[str | None] = mapped_column(Text)
     attempts: Mapped[int]
     crashes: Mapped[int]
-    last_event: Mapped[str] = mapped_column(String(40))
+    last_event: Mapped[str] = mapped_column(Text)
 
 
 class EventRow(Table):
@@ -67,8 +68,8 @@ class EventRow(Table):
     shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     ms: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    type: Mapped[str] = mapped_column(String(32))
-    job_id: Mapped[str] = mapped_column(String(40))
+    type: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(Text)
     at_ms: Mapped[int]
     data: Mapped[dict[str, Any]]
 
@@ -79,7 +80,7 @@ class ProjectionErrorRow(Table):
     __tablename__ = "projection_errors"
 
     shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    event_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    event_id: Mapped[str] = mapped_column(Text, primary_key=True)
     raw: Mapped[str] = mapped_column(Text)
     error: Mapped[str] = mapped_column(Text)
 
@@ -89,8 +90,8 @@ class CheckpointRow(Table):
 
     __tablename__ = "checkpoints"
 
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    position: Mapped[str] = mapped_column(String(40))
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    position: Mapped[str] = mapped_column(Text)
 
 
 class UsageRow(Table):
@@ -99,8 +100,8 @@ class UsageRow(Table):
     __tablename__ = "usage_hourly"
 
     hour_ms: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    tenant: Mapped[str] = mapped_column(String(128), primary_key=True)
-    model: Mapped[str] = mapped_column(String(256), primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
     jobs: Mapped[int]
     prompt_tokens: Mapped[int]
     cached_tokens: Mapped[int]
@@ -116,10 +117,10 @@ class DurableJobRow(Table):
         Index("ix_durable_jobs_relayed", "relayed_ms", "accepted_ms"),
     )
 
-    id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    tenant: Mapped[str] = mapped_column(String(128))
-    idempotency_key: Mapped[str | None] = mapped_column(String(255))
-    body_hash: Mapped[str] = mapped_column(String(64))
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    idempotency_key: Mapped[str | None] = mapped_column(Text)
+    body_hash: Mapped[str] = mapped_column(Text)
     submission: Mapped[dict[str, Any]]
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
     accepted_ms: Mapped[int]
@@ -135,9 +136,9 @@ class RuleRow(Table):
 
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    name: Mapped[str] = mapped_column(String(128))
-    match: Mapped[str] = mapped_column(String(16))
-    pattern: Mapped[str] = mapped_column(String(256))
-    model: Mapped[str] = mapped_column(String(256))
-    lane: Mapped[str | None] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(Text)
+    match: Mapped[str] = mapped_column(Text)
+    pattern: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    lane: Mapped[str | None] = mapped_column(Text)
     applied_ms: Mapped[int]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from scheduler.errors import QueueUnavailable, UnknownJob
 from scheduler.frames import START, Chunk, End, Frame, FrameId, decode_body, encode_chunks
-from scheduler.job_ids import shard_of
+from scheduler.jobs import TERMINAL
 from scheduler.queue import JobQueue, redis_errors, shard_key
 
 log = structlog.get_logger()
@@ -68,23 +68,32 @@ class TokenLog:
         async with redis_errors():
             return [EmitCode(code) for code in await self._queue.run("emit", shard, *args)]
 
+    async def last(self, job_id: str) -> Frame | None:
+        """The newest frame of a log, or None. Raises QueueUnavailable."""
+        async with redis_errors():
+            entries = await self._queue.redis.xrevrange(self._key(job_id), count=1)
+        return _frame(job_id, *entries[0]) if entries else None
+
     async def read(self, job_id: str, after: FrameId = START, count: int = 512) -> list[Frame]:
         """Frames after `after`, oldest first, at most `count`. Raises QueueUnavailable."""
-        key = shard_key(shard_of(job_id), f"t:{job_id}")
         async with redis_errors():
-            entries = await self._queue.redis.xrange(key, min=f"({after}", max="+", count=count)
-        return [Frame(job_id, FrameId.parse(eid.decode()), decode_body(fields[b"d"])) for eid, fields in entries]
+            entries = await self._queue.redis.xrange(self._key(job_id), min=f"({after}", max="+", count=count)
+        return [_frame(job_id, *entry) for entry in entries]
+
+    def _key(self, job_id: str) -> str:
+        return shard_key(self._queue.shard_of(job_id), f"t:{job_id}")
 
 
 class _Backlog:
-    """What the live channel has for one follower; `missed` says that the log must be read."""
+    """What the live channel has for one follower; `missed` says that the log must be read, `over` that all is said."""
 
-    __slots__ = ("frames", "missed", "ready")
+    __slots__ = ("frames", "missed", "over", "ready")
 
     def __init__(self) -> None:
         self.frames: deque[Frame] = deque()
         self.ready = asyncio.Event()
         self.missed = False
+        self.over = False
 
     def push(self, frame: Frame) -> None:
         if len(self.frames) >= MAX_BACKLOG_FRAMES:
@@ -120,11 +129,11 @@ class TokenListener:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    async def follow(self, job_id: str, after: FrameId = START, tick_s: float = 1.0) -> AsyncIterator[Frame | None]:
+    async def follow(self, job_id: str, after: FrameId = START, tick_s: float = 1.0) -> AsyncGenerator[Frame | None]:
         """Yield the job's frames after `after`, in order, each once, up to and with its End.
 
         Yields None after each `tick_s` of silence (and then checks the log, so that a lost message costs one tick).
-        Outlives a Redis outage. Raises UnknownJob when the job's log is gone.
+        Outlives a Redis outage. Raises UnknownJob when the job's log is gone. Ends at once when `after` is the End.
         """
         backlog = _Backlog()
         backlog.miss()
@@ -137,6 +146,8 @@ class TokenListener:
                     yield frame
                     if isinstance(frame.body, End):
                         return
+                if backlog.over:
+                    return
                 if not await _wait(backlog.ready, tick_s):
                     yield None
                     backlog.missed = True
@@ -161,25 +172,40 @@ class TokenListener:
     async def _catch_up(self, job_id: str, backlog: _Backlog, last: FrameId) -> AsyncIterator[Frame]:
         """Read the log from `last` to its end; what the live queue holds of it is dropped as already seen."""
         try:
-            if await self._queue.listen(job_id, self.node) is None:
+            state = await self._queue.listen(job_id, self.node)
+            if state is None:
                 raise UnknownJob(job_id)
             while frames := await self._log.read(job_id, last):
                 for frame in frames:
                     last = frame.id
                     yield frame
             backlog.missed = False
+            if state in TERMINAL:
+                async for frame in self._beyond_the_end(job_id, backlog, last):
+                    yield frame
         except QueueUnavailable:
             return  # the next tick tries again
+
+    async def _beyond_the_end(self, job_id: str, backlog: _Backlog, last: FrameId) -> AsyncIterator[Frame]:
+        """An ended job has nothing after `last`: its End was seen, or its log is shorter (written again) or gone."""
+        end = await self._log.last(job_id)
+        if end is None:
+            raise UnknownJob(job_id)
+        backlog.over = True
+        if end.id != last:
+            yield end
 
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(f"n:{self.node}")
-                    self._miss_all()  # whatever was published while nobody listened is in the log
                     async for message in pubsub.listen():
-                        self._dispatch(message["data"])
-            except (RedisError, OSError) as error:
+                        if message["type"] == "message":
+                            self._dispatch(message["data"])
+                        else:  # subscribed, perhaps again: what was published while nobody listened is in the log
+                            self._miss_all()
+            except (RedisError, OSError, ValueError, TypeError) as error:
                 log.warning("token channel lost, listening again", error=str(error))
                 self._miss_all()
                 await asyncio.sleep(0.2)
@@ -199,6 +225,10 @@ class TokenListener:
         for followers in self._followers.values():
             for backlog in followers:
                 backlog.miss()
+
+
+def _frame(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Frame:
+    return Frame(job_id, FrameId.parse(entry_id.decode()), decode_body(fields[b"d"]))
 
 
 def _follows(frame: FrameId, last: FrameId) -> bool:

@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
@@ -80,6 +81,20 @@ def redis_server() -> Iterator[RedisServer]:
         server.kill()
 
 
+@pytest.fixture(scope="session")
+def start_redis() -> Iterator[Callable[[], RedisServer]]:
+    """Start servers that live until the end of the run, unless the test kills them."""
+    with ExitStack() as stack:
+
+        def start() -> RedisServer:
+            server = RedisServer(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farm-"))))
+            server.start()
+            stack.callback(server.kill)
+            return server
+
+        yield start
+
+
 @pytest.fixture
 def own_redis_server() -> Iterator[RedisServer]:
     """A server that the test may kill."""
@@ -114,18 +129,29 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     _postgres(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+@pytest.fixture(scope="session")
+def new_database(migrated: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Make migrated, empty databases; their URLs."""
+    names: list[str] = []
+
+    def make() -> str:
+        if not DATABASE_SERVER:
+            path = tmp_path_factory.mktemp("database") / "farm.db"
+            shutil.copy(migrated, path)
+            return f"sqlite+aiosqlite:///{path}"
+        names.append(f"farm_{uuid.uuid4().hex[:8]}")
+        _postgres(f'CREATE DATABASE "{names[-1]}" TEMPLATE "{migrated}"')
+        return _postgres_url(names[-1])
+
+    yield make
+    for name in names:
+        _postgres(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
 @pytest.fixture
-def database_url(migrated: str, tmp_path: Path) -> Iterator[str]:
+def database_url(new_database: Callable[[], str]) -> str:
     """The URL of a migrated, empty database."""
-    if not DATABASE_SERVER:
-        path = tmp_path / "farm.db"
-        shutil.copy(migrated, path)
-        yield f"sqlite+aiosqlite:///{path}"
-        return
-    name = f"farm_{uuid.uuid4().hex[:8]}"
-    _postgres(f'CREATE DATABASE "{name}" TEMPLATE "{migrated}"')
-    yield _postgres_url(name)
-    _postgres(f'DROP DATABASE "{name}" WITH (FORCE)')
+    return new_database()
 
 
 def _postgres(statement: str) -> None:

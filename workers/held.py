@@ -71,7 +71,6 @@ class HeldJob:
             "prompt_tokens": request.prompt_tokens,
             "cached_tokens": 0,
             "output_tokens": self.output_tokens,
-            "queue_ms": self.claimed.claimed_ms - self.claimed.submitted_ms,
             "finish_reason": self._finish_reason(event),
         }
         if self.first_token_s is not None:
@@ -79,7 +78,8 @@ class HeldJob:
             facts["prefill_ms"] = round(prefill_ms, 3)
             facts["decode_ms"] = round((now_s - self.first_token_s) * 1000, 3)
             if not self.resumed:  # the first token of a resumed job came from an earlier attempt
-                facts["ttft_ms"] = round(facts["queue_ms"] + prefill_ms, 3)
+                queue_ms = self.claimed.claimed_ms - self.claimed.submitted_ms
+                facts["ttft_ms"] = round(queue_ms + prefill_ms, 3)
         if self.error is not None:
             facts["error_code"], facts["error"] = self.error
         return facts

@@ -125,12 +125,11 @@ class ModelProcess:
         """Keep the model's card and this worker's figures in Redis."""
         catalog, board = ModelCatalog(self._redis), WorkerBoard(self._redis)
         started_ms = time.time_ns() // 1_000_000
-        tokens, at_s, rate = 0, time.monotonic(), 0.0
+        tokens, at_s = 0, time.monotonic()
         while True:
-            await asyncio.sleep(FIGURES_PERIOD_S)
             stats = self._engine.stats
             now_s = time.monotonic()
-            rate = (stats.generated_tokens_total - tokens) / (now_s - at_s)
+            rate = (stats.generated_tokens_total - tokens) / max(now_s - at_s, 1e-3)
             tokens, at_s = stats.generated_tokens_total, now_s
             figures = asdict(stats) | {
                 **facts,
@@ -144,6 +143,7 @@ class ModelProcess:
                 await board.publish(self._lease.name, figures, ttl_s=self._settings.lease_s)
                 if not await catalog.renew(card):
                     await catalog.publish(card, tokenizer_json)
+            await asyncio.sleep(FIGURES_PERIOD_S)
 
     def _heartbeat(self, beat: Heartbeat) -> None:
         self._consumer.heartbeat(beat)

@@ -22,20 +22,20 @@ def template_messages(messages: list[Message], card: ModelCard) -> list[dict[str
 
 
 def template_tools(tools: list[Tool]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Function tools for the template, and the paths of those of other types (which are left out)."""
+    """Function tools for the template, and the paths of what is ignored: tools of other types, and `strict`."""
     offered: list[dict[str, Any]] = []
-    dropped: list[str] = []
+    ignored: list[str] = []
     for index, tool in enumerate(tools):
         if tool.type != "function":
-            dropped.append(f"tools.{index}")
+            ignored.append(f"tools.{index}")
             continue
         if tool.function is None:
             raise InvalidParameter(f"tools.{index}.function", "A function tool needs 'function'.")
-        if tool.function.strict:
-            raise Unsupported(f"tools.{index}.function.strict", "Tool calls are not yet bound by a grammar.")
+        if tool.function.strict:  # calls are not bound by a grammar yet: said, not refused, since agents always send it
+            ignored.append(f"tools.{index}.function.strict")
         function = tool.function.model_dump(exclude_unset=True, exclude={"strict"})
         offered.append({"type": "function", "function": function})
-    return offered, dropped
+    return offered, ignored
 
 
 def _message(message: Message, path: str, knows_developer: bool) -> dict[str, Any]:

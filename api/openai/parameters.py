@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
+
+import orjson
 
 from api.errors import InvalidParameter, Unsupported
 from api.openai.schemas import Generation
@@ -64,6 +67,8 @@ _HEADER_SAFE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 def ignored_fields(body: Generation) -> list[str]:
     """Unknown fields, to be listed for the caller. Raises Unsupported for documented ones that ask for something."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidParameter("stream_options", "stream_options needs stream: true.")
     extra = dict(body.model_extra or {})
     for name, value in extra.items():
         if name in NO_OPS and value is not None and value not in NO_OPS[name]:
@@ -72,6 +77,12 @@ def ignored_fields(body: Generation) -> list[str]:
     if body.stream_options is not None:
         unknown += [f"stream_options.{name}" for name in body.stream_options.model_extra or {}]
     return [name for name in unknown if _HEADER_SAFE.fullmatch(name)][:20]
+
+
+def canonical_hash(kind: str, body: Generation) -> str:
+    """SHA-256 over the kind and the body with its keys in order."""
+    content = {"kind": kind, "body": body.model_dump(exclude_unset=True)}
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def asked_lane(body: Generation) -> Lane:

@@ -83,7 +83,7 @@ class FunctionDefinition(Body):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="Only false: calls are not yet bound by a grammar.")
+    strict: bool | None = Field(None, description="Ignored, and listed: no grammar yet.")
 
 
 class Tool(Body):
@@ -169,7 +169,9 @@ Prompt = Annotated[
     Annotated[str, Tag("-text")]
     | Annotated[list[str], Field(min_length=1, max_length=128), Tag("-texts")]
     | Annotated[TokenIds, Field(min_length=1), Tag("-tokens")]
-    | Annotated[list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=128), Tag("-token_lists")],
+    | Annotated[
+        list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=128), Tag("-token_lists")
+    ],
     Discriminator(_prompt_kind),
 ]
 

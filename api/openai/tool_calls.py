@@ -1,13 +1,10 @@
-"""Tool calls as text (`<tool_call>{"name": …, "arguments": {…}}</tool_call>`) and as OpenAI's objects; pure."""
+"""Tool calls as the JSON that models write, `{"name": …, "arguments": {…}}`, and as OpenAI's objects; pure."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from typing import Any
-
-CALL_MARKERS = ("<tool_call>", "</tool_call>")
-
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

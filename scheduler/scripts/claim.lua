@@ -1,5 +1,5 @@
--- Give a worker jobs for up to `rows` sequences: resumed ones first, then (for an idle worker) one suspect alone,
--- then by aged lane and, inside the lane, the tenant with the least service. Idempotent by nonce.
+-- Give a worker jobs for `rows` sequences (the last one may need more): resumed ones first, then (for an idle worker)
+-- one suspect alone, then by aged lane and, inside the lane, the tenant with the least service. Idempotent by nonce.
 -- ARGV: worker pool rows nonce idle(0|1)
 -- Returns a list of {id, token, generation, last sequence, body, solo(0|1), submitted ms,
 -- claimed ms, attempt}; nil without a live lease.
@@ -22,8 +22,8 @@ if previous then
   local old, ids = string.match(previous, '^(%S+) (.*)$')
   if old == nonce then
     for id in string.gmatch(ids, '%S+') do
-      local h = redis.call('HMGET', S .. 'j:' .. id, 'wid', 'at_lane')
-      if h[1] == wid then answer(id, h[2] == 'solo' and 1 or 0) end
+      local h = redis.call('HMGET', S .. 'j:' .. id, 'wid', 'at_lane', 'state')
+      if h[1] == wid and h[3] == 'running' then answer(id, h[2] == 'solo' and 1 or 0) end
     end
     return out
   end
@@ -44,14 +44,16 @@ local function take(lane, tenant)
   local q = S .. 'q:' .. pool .. ':' .. lane .. ':' .. tenant
   redis.pcall('XGROUP', 'CREATE', q, 'w', '0', 'MKSTREAM')
   local r = redis.call('XREADGROUP', 'GROUP', 'w', wid, 'COUNT', 1, 'STREAMS', q, '>')
-  if not r or not r[1] or not r[1][2][1] then redis.call('DEL', q) return nil end
+  if not r or not r[1] or not r[1][2][1] then
+    if redis.call('XLEN', q) == 0 then redis.call('DEL', q) end
+    return nil
+  end
   local eid, f = r[1][2][1][1], r[1][2][1][2]
   local id = f and f[2]
   local j = S .. 'j:' .. (id or '')
   local h = id and redis.call('HMGET', j, 'state', 'eid', 'cost', 'weight', 'rows') or {}
   if not legal('claimed', h[1]) or h[2] ~= eid then
-    redis.call('XACK', q, 'w', eid)
-    redis.call('XDEL', q, eid)
+    drop(q, eid)
     return false
   end
   local fence = redis.call('INCR', S .. 'fence')
@@ -69,6 +71,19 @@ end
 
 local function depth(lane) return redis.call('ZCARD', S .. 'wait:' .. pool .. ':' .. lane) end
 
+-- The lane's index promises a job that no backlog has: put its oldest one back where it belongs.
+local function repair(lane)
+  local wait = S .. 'wait:' .. pool .. ':' .. lane
+  local head = redis.call('ZRANGE', wait, 0, 0, 'WITHSCORES')
+  if not head[1] then return end
+  local j = S .. 'j:' .. head[1]
+  local h = redis.call('HMGET', j, 'state', 'tenant')
+  leave_lane(head[1], j)
+  redis.call('ZREM', wait, head[1])
+  if h[1] ~= 'queued' then return end
+  enqueue(head[1], j, pool, lane, (lane == 'resume' or lane == 'solo') and '_' or h[2], tonumber(head[2]))
+end
+
 local function best_lane()
   local best, found = math.huge, nil
   for i, lane in ipairs(LANES) do
@@ -84,11 +99,7 @@ end
 local function take_fair(lane)
   local act, key = S .. 'act:' .. pool .. ':' .. lane, pool .. ':' .. lane
   local head = redis.call('ZRANGE', act, 0, 0, 'WITHSCORES')
-  if not head[1] then -- the index promises a job that no tenant has: repair it
-    local id = redis.call('ZRANGE', S .. 'wait:' .. key, 0, 0)[1]
-    leave_lane(id, S .. 'j:' .. id)
-    return
-  end
+  if not head[1] then return repair(lane) end
   local tenant, v = head[1], tonumber(head[2])
   local cost, weight = take(lane, tenant)
   if cost == nil then
@@ -104,9 +115,11 @@ local guard = rows * 4 + 64
 while rows > 0 and guard > 0 do
   guard = guard - 1
   if depth('resume') > 0 then
-    if take('resume', '_') == nil then redis.call('DEL', S .. 'wait:' .. pool .. ':resume') end
+    if take('resume', '_') == nil then repair('resume') end
   elseif idle and #out == 0 and depth('solo') > 0 then
-    if take('solo', '_') then return out end
+    local cost = take('solo', '_')
+    if cost then break end
+    if cost == nil then repair('solo') end
   else
     local lane = best_lane()
     if not lane then break end

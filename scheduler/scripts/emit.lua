@@ -9,7 +9,7 @@ for i = 1, #ARGV, 6 do
   local j, stream = S .. 'j:' .. id, S .. 't:' .. id
   local h = redis.call('HMGET', j, 'tok', 'cancel', 'rt')
   local code
-  if h[1] ~= ARGV[i + 1] then
+  if ARGV[i + 1] == '' or h[1] ~= ARGV[i + 1] then
     code = 2
   elseif redis.call('XLEN', stream) < tonumber(seq) - 1 then
     code = 4

@@ -6,10 +6,11 @@ local t = now()
 local ids = redis.call('ZRANGEBYSCORE', S .. 'ddl', '-inf', t, 'LIMIT', 0, tonumber(ARGV[1]))
 for _, id in ipairs(ids) do
   local j = S .. 'j:' .. id
-  local state = redis.call('HGET', j, 'state')
+  local h = redis.call('HMGET', j, 'state', 'cancel')
+  local state = h[1]
   redis.call('ZREM', S .. 'ddl', id)
   if state == 'running' then
-    redis.call('HSET', j, 'cancel', 'expired')
+    if h[2] == '' then redis.call('HSET', j, 'cancel', 'expired') end
   elseif legal('expired', state) then
     finish_here('expired', 'expired', id, j, t, {error_code = 'deadline_exceeded', error = 'The deadline passed while the job was waiting.'})
   end

@@ -4,8 +4,8 @@
 local id, token, event, state, data, frame = unpack(ARGV, 1, 6)
 local j = S .. 'j:' .. id
 local h = redis.call('HMGET', j, 'tok', 'state', 'fin')
-if h[3] == token then return 'ok' end
-if h[1] ~= token or not legal(event, h[2]) then return 'fenced' end
+if token ~= '' and h[3] == token then return 'ok' end
+if token == '' or h[1] ~= token or not legal(event, h[2]) then return 'fenced' end
 go()
 redis.call('HSET', j, 'fin', token)
 finish(event, state, id, j, now(), data, frame)

@@ -1,7 +1,7 @@
 -- Renew (or, with register, begin) a worker's lease and compare what Redis and the worker think it holds.
 -- ARGV: worker ttl_ms register(0|1) grace_ms held-id...
 -- Returns {alive, disowned ids, cancelled ids, expired ids}. alive 0: the lease is lost, drop everything.
--- disowned: claimed more than grace_ms ago, not held (a lost claim reply); they went back to the queue.
+-- disowned: claimed more than grace_ms ago, not held (a lost claim reply); they went back to the queue, or ended as asked.
 go()
 local wid, ttl, register, grace = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local t = now()
@@ -13,24 +13,31 @@ end
 if not lease or tonumber(lease) < t then return {0, {}, {}, {}} end
 redis.call('ZADD', S .. 'wl', t + ttl, wid)
 local held, disowned, cancelled, expired = {}, {}, {}, {}
+local known = 0
 for i = 5, #ARGV do
   local id = ARGV[i]
   held[id] = true
-  local h = redis.call('HMGET', S .. 'j:' .. id, 'wid', 'cancel')
-  if h[1] == wid and h[2] == 'cancelled' then cancelled[#cancelled + 1] = id end
-  if h[1] == wid and h[2] == 'expired' then expired[#expired + 1] = id end
+  if redis.call('SISMEMBER', S .. 'wj:' .. wid, id) == 1 then
+    known = known + 1
+    local cancel = redis.call('HGET', S .. 'j:' .. id, 'cancel')
+    if cancel == 'cancelled' then cancelled[#cancelled + 1] = id end
+    if cancel == 'expired' then expired[#expired + 1] = id end
+  end
 end
-if redis.call('SCARD', S .. 'wj:' .. wid) ~= #ARGV - 4 then
+if redis.call('SCARD', S .. 'wj:' .. wid) ~= known then
   for _, id in ipairs(redis.call('SMEMBERS', S .. 'wj:' .. wid)) do
     local j = S .. 'j:' .. id
     local h = redis.call('HMGET', j, 'state', 'wid', 'claimed', 'pool', 'crashes')
     if h[1] ~= 'running' or h[2] ~= wid then
       redis.call('SREM', S .. 'wj:' .. wid, id)
     elseif not held[id] and tonumber(h[3]) + grace < t then
-      log('requeued', id, t, cjson.encode({why = 'disowned', crashes = tonumber(h[5])}))
-      drop_entry(j)
-      redis.call('SREM', S .. 'wj:' .. wid, id)
-      enqueue(id, j, h[4], 'resume', '_', t)
+      if not end_as_asked(id, j, t) then
+        log('requeued', id, t, cjson.encode({why = 'disowned', crashes = tonumber(h[5])}))
+        drop_entry(j)
+        redis.call('SREM', S .. 'wj:' .. wid, id)
+        enqueue(id, j, h[4], 'resume', '_', t)
+        redis.call('PUBLISH', S .. 'wake:' .. h[4], '1')
+      end
       disowned[#disowned + 1] = id
     end
   end

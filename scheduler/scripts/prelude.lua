@@ -7,7 +7,7 @@
 --                                      gen out cancel rt q eid durable fin
 --   b:<id>                     STRING  body (msgpack of JobRequest)
 --   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d
---   q:<pool>:<lane>:<tenant>   STREAM  backlog with group `w`, one entry per job: j id
+--   q:<pool>:<lane>:<tenant>   STREAM  backlog with group `w`, one entry per job (waiting, or pending with its worker): j id
 --   wait:<pool>:<lane>         ZSET    id -> enqueued ms (depth, age of the head); lanes high normal low resume solo
 --   act:<pool>:<lane>          ZSET    tenant -> virtual time (start-time fair queueing in tokens)
 --   vt                         HASH    V:<pool>:<lane> lane clock, F:<pool>:<lane>:<tenant> where an idle tenant stopped
@@ -50,7 +50,7 @@ local function enqueue(id, j, pool, lane, tenant, t)
   redis.call('HINCRBY', S .. 'cnt', 'jobs', 1)
   redis.call('HINCRBY', S .. 'cnt', 'tokens', redis.call('HGET', j, 'cost'))
   local act = S .. 'act:' .. pool .. ':' .. lane
-  if tenant ~= '_' and not redis.call('ZSCORE', act, tenant) then
+  if lane ~= 'resume' and lane ~= 'solo' and not redis.call('ZSCORE', act, tenant) then
     local v = tonumber(redis.call('HGET', S .. 'vt', 'V:' .. pool .. ':' .. lane) or '0')
     local f = tonumber(redis.call('HGET', S .. 'vt', 'F:' .. pool .. ':' .. lane .. ':' .. tenant) or '0')
     redis.call('ZADD', act, math.max(v, f), tenant)
@@ -60,18 +60,23 @@ end
 -- Take a waiting job out of its lane's index and the counters (its stream entry goes with drop_entry).
 local function leave_lane(id, j)
   local r = redis.call('HMGET', j, 'pool', 'at_lane', 'cost')
-  if redis.call('ZREM', S .. 'wait:' .. r[1] .. ':' .. r[2], id) == 1 then
+  if r[2] and redis.call('ZREM', S .. 'wait:' .. r[1] .. ':' .. r[2], id) == 1 then
     redis.call('HINCRBY', S .. 'cnt', 'jobs', -1)
     redis.call('HINCRBY', S .. 'cnt', 'tokens', -tonumber(r[3]))
   end
 end
 
+-- A backlog goes when it has no entry at all. While one job still refers to an entry it stays, so that a new stream
+-- can never give out the same entry id again.
+local function drop(q, eid)
+  redis.call('XACK', q, 'w', eid)
+  redis.call('XDEL', q, eid)
+  if redis.call('XLEN', q) == 0 then redis.call('DEL', q) end
+end
+
 local function drop_entry(j)
   local r = redis.call('HMGET', j, 'q', 'eid')
-  if r[1] and r[2] and r[2] ~= '' then
-    redis.call('XACK', r[1], 'w', r[2])
-    redis.call('XDEL', r[1], r[2])
-  end
+  if r[1] and r[2] and r[2] ~= '' then drop(r[1], r[2]) end
 end
 
 local function publish(rt, id, gen, seq, payload)
@@ -115,4 +120,17 @@ local function finish_here(event, state, id, j, t, extra)
   extra['output_tokens'] = tonumber(r[1] or '0')
   extra['crashes'] = tonumber(r[2] or '0')
   finish(event, state, id, j, t, cjson.encode(extra), cmsgpack.pack({state, extra}))
+end
+
+-- What was asked of a running job is carried out before the job goes anywhere else; false: nothing was asked.
+local function end_as_asked(id, j, t)
+  local r = redis.call('HMGET', j, 'cancel', 'cancel_by')
+  if r[1] == 'cancelled' then
+    finish_here('cancelled', 'cancelled', id, j, t, {by = r[2] or ''})
+  elseif r[1] == 'expired' then
+    finish_here('expired', 'expired', id, j, t, {error_code = 'deadline_exceeded', error = 'The deadline passed.'})
+  else
+    return false
+  end
+  return true
 end

@@ -12,18 +12,15 @@ local touched, pools = {}, {}
 local function crash(id, j, h, wid)
   local crashes = tonumber(h[3]) + 1
   redis.call('HSET', j, 'crashes', crashes)
-  if h[4] == 'cancelled' then
-    finish_here('cancelled', 'cancelled', id, j, t, {by = 'reaper'})
-  elseif h[4] == 'expired' then
-    finish_here('expired', 'expired', id, j, t, {error_code = 'deadline_exceeded', error = 'The deadline passed.'})
-  elseif crashes >= max_crashes then
+  if end_as_asked(id, j, t) then return end
+  if crashes >= max_crashes then
     finish_here('died', 'dead', id, j, t, {worker = wid, error_code = 'worker_lost',
       error = 'Workers died ' .. int(crashes) .. ' times while running this job.'})
   else
     log('requeued', id, t, cjson.encode({why = 'worker_lost', worker = wid, crashes = crashes}))
     drop_entry(j)
-    enqueue(id, j, h[5], crashes == max_crashes - 1 and 'solo' or 'resume', '_', t)
-    pools[h[5]] = true
+    enqueue(id, j, h[4], crashes == max_crashes - 1 and 'solo' or 'resume', '_', t)
+    pools[h[4]] = true
   end
 end
 
@@ -31,7 +28,7 @@ for _, wid in ipairs(gone) do
   local held = S .. 'wj:' .. wid
   for _, id in ipairs(redis.call('SRANDMEMBER', held, limit)) do
     local j = S .. 'j:' .. id
-    local h = redis.call('HMGET', j, 'state', 'wid', 'crashes', 'cancel', 'pool')
+    local h = redis.call('HMGET', j, 'state', 'wid', 'crashes', 'pool')
     if h[1] == 'running' and h[2] == wid then crash(id, j, h, wid) end
     redis.call('SREM', held, id)
     touched[#touched + 1] = id

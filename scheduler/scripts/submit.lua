@@ -1,7 +1,7 @@
 -- Accept a job whole or refuse it whole. Idempotent by job id and by idempotency key.
 -- ARGV: id pool tenant lane cost weight rows deadline_in_ms node idem_key body_hash body durable
 --       max_jobs max_tokens max_tenant_jobs event_json
--- Returns {'ok'|'dup', id}, {'conflict', id}, {'full'|'tenant_full', bound}
+-- Returns {'ok'|'dup', id}, {'conflict', id}, {'full'|'full_tokens'|'tenant_full', bound}
 local id, pool, tenant, lane, cost, weight, rows, ddl, node, idem, hash, body, durable = unpack(ARGV, 1, 13)
 local max_jobs, max_tokens, max_tenant, data = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), ARGV[17]
 local j = S .. 'j:' .. id
@@ -11,7 +11,7 @@ local ik = S .. 'idem:' .. tenant .. ':' .. idem
 if idem ~= '' then
   local seen = redis.call('GET', ik)
   if seen then
-    local first, first_hash = string.match(seen, '^(%S+) (%S+)$')
+    local first, first_hash = string.match(seen, '^(%S+) (%S*)$')
     if first_hash == hash then return {'dup', first} end
     return {'conflict', first}
   end

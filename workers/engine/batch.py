@@ -20,6 +20,7 @@ from workers.engine.sequence import TokenLogprob
 
 UNBOUNDED_TOKENS = 1 << 40  # the engine ends sequences, not the generator
 PREFILL_ROWS = 8
+NOT_FINITE = "the model's logits are not finite"
 # Architectures whose batched output differs from their single output; measured against `generate_step`.
 WRONG_IN_BATCHES = frozenset({"afm7", "llama4", "llama4_text", "longcat_flash_ngram", "phi3small", "gpt_bigcode"})
 
@@ -48,9 +49,7 @@ class Float32Logits:
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         logits: mx.array = self.model(tokens, cache=cache).astype(mx.float32)
         if tokens.shape[1] == 1:
-            sums = mx.sum(logits[:, -1, :], axis=-1)
-            mx.async_eval(sums)  # type: ignore[no-untyped-call]
-            self.sums.append(sums)
+            self.sums.append(mx.sum(logits[:, -1, :], axis=-1))
         return logits
 
     def make_cache(self) -> list[Any]:
@@ -134,18 +133,19 @@ class BatchRunner:
                 self.prefilling.pop(row_id, None)
             else:
                 self.prefilling[row_id] = progress.progress
-        return [self._row_token(r.uid, r.token, r.uid in failed) for r in decoded]
+        return [self._row_token(r, failed) for r in decoded]
 
     def close(self) -> None:
         self.remove(list(self._uids))
 
-    def _row_token(self, uid: int, token: int, failed: bool) -> RowToken:
-        row_id = self._ids.get(uid)
+    def _row_token(self, response: Any, failed: set[int]) -> RowToken:
+        row_id = self._ids.get(response.uid)
         if row_id is None:
-            raise BatchOrderLost(f"the batch generator reported row {uid}, which was removed or never inserted")
+            raise BatchOrderLost(f"the batch generator reported row {response.uid}, which was removed")
         row = self._rows[row_id]
-        error = "the model's logits are not finite" if failed else row.error
-        return RowToken(row_id, token, row.take_logprob() if error is None else None, error)
+        error = NOT_FINITE if response.uid in failed else row.error
+        logprob = None if error else row.take_logprob(response.token, response.logprobs)
+        return RowToken(row_id, response.token, logprob, error)
 
     def _failed_rows(self) -> set[int]:
         return {
@@ -161,3 +161,4 @@ class BatchRunner:
         if len(self._model.sums) < len(groups):
             raise BatchOrderLost("the batch generator computed fewer forwards than it reported")
         self._checks = list(zip(groups, self._model.sums, strict=False))
+        mx.async_eval([sums for _, sums in self._checks])  # type: ignore[no-untyped-call]

@@ -161,11 +161,11 @@ def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
     return None
 
 
-def _context_tokens(config: dict[str, Any], wrapper: TokenizerWrapper) -> int | None:
+def context_tokens(config: dict[str, Any], tokenizer_max: float) -> int | None:
+    """The most tokens a sequence may have; tokenizers without an opinion have a huge `model_max_length`."""
     found = _first_int(config, CONTEXT_KEYS)
     if found is not None:
         return found
-    tokenizer_max = getattr(wrapper, "model_max_length", math.inf)  # huge where the tokenizer has no opinion
     return int(tokenizer_max) if 0 < tokenizer_max < 1 << 31 else None
 
 
@@ -209,7 +209,7 @@ def _describe(
     return ModelInfo(
         path=folder,
         model_type=config["model_type"],
-        context_tokens=_context_tokens(config, wrapper),
+        context_tokens=context_tokens(config, getattr(wrapper, "model_max_length", math.inf)),
         vocab_size=_vocab_size(network),
         parameters=parameters,
         weight_bytes=_weight_bytes(network),

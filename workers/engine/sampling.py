@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.sample_utils import greedy_sampler
 
 from workers.engine.sequence import Prompt, TokenLogprob
@@ -35,17 +36,12 @@ def as_floats(array: mx.array) -> list[float]:
     return cast("list[float]", array.reshape(-1).tolist())
 
 
-def as_ints(array: mx.array) -> list[int]:
-    """All elements in order; waits for them."""
-    return cast("list[int]", array.reshape(-1).tolist())
-
-
 class RowSampler:
     """Sampling state of one sequence.
 
     `sampler` and `processors` go to mlx-lm, which calls each exactly once per token, one token ahead of what it has
-    reported. Results that concern a reported token wait in order in `take_logprob`. An exception inside is kept in
-    `error` and the row goes on greedily until its owner removes it, so that its neighbours are not disturbed.
+    reported. An exception inside is kept in `error` and the row goes on greedily until its owner removes it, so that
+    its neighbours are not disturbed.
     """
 
     def __init__(self, prompt: Prompt, end_ids: frozenset[int], vocab_size: int) -> None:
@@ -57,15 +53,13 @@ class RowSampler:
         self._min_tokens = prompt.stop.min_tokens
         self._end_ids = mx.array(sorted(end_ids), dtype=mx.int32) if end_ids else None
         self._bias = _bias_row(self._sampling.logit_bias, vocab_size)
-        self._raw: mx.array | None = None
-        self._records: deque[tuple[mx.array, mx.array, mx.array | None, mx.array | None]] = deque()
+        self._raw: deque[mx.array] = deque()  # (1, vocab) each: raw log-probabilities of tokens not yet reported
         self.error: str | None = None
 
     @property
     def sampler(self) -> Sampler:
-        plain = self._sampling.temperature == 0 and self._top is None
         shared: Sampler = greedy_sampler
-        return shared if plain else self._sample
+        return shared if self._sampling.temperature == 0 else self._sample
 
     @property
     def processors(self) -> list[Processor]:
@@ -75,16 +69,15 @@ class RowSampler:
         penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
         return [self._process] if masks_ends or penalised or self._bias is not None else []
 
-    def take_logprob(self) -> TokenLogprob | None:
-        """The log-probability of the next reported token; None where none was asked for."""
-        if not self._records:
+    def take_logprob(self, token: int, logprobs: mx.array) -> TokenLogprob | None:
+        """The next reported token's log-probability; `logprobs` (vocab,) is what mlx-lm reports with the token.
+
+        Has to be called once for each reported token, in order. None where no log-probabilities were asked for.
+        """
+        if self._top is None:
             return None
-        token, logprob, top_ids, top_logprobs = self._records.popleft()
-        top: tuple[tuple[int, float], ...] = ()
-        if top_ids is not None and top_logprobs is not None:
-            pairs = zip(as_ints(top_ids), as_floats(top_logprobs), strict=True)
-            top = tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
-        return TokenLogprob(as_ints(token)[0], as_floats(logprob)[0], top)
+        raw = self._raw.popleft() if self._raw else logprobs
+        return _token_logprob(token, np.asarray(raw).reshape(-1), self._top)
 
     def _process(self, context: mx.array, logits: mx.array) -> mx.array:
         if self.error is None:
@@ -97,7 +90,9 @@ class RowSampler:
 
     def _adjusted(self, context: mx.array, logits: mx.array) -> mx.array:
         if self._top is not None:
-            self._raw = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            raw = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            mx.async_eval(raw)  # type: ignore[no-untyped-call]
+            self._raw.append(raw)
         if self._bias is not None:
             logits = logits + self._bias
         logits = self._penalised(context, logits)
@@ -124,8 +119,6 @@ class RowSampler:
             return mx.argmax(logprobs, axis=-1)
         try:
             token = self._drawn(logprobs)
-            if self._top is not None:
-                self._record(token, logprobs if self._raw is None else self._raw)
         except _ROW_ERRORS as error:
             self.error = f"sampling failed: {error!r}"
             return mx.argmax(logprobs, axis=-1)
@@ -134,23 +127,17 @@ class RowSampler:
 
     def _drawn(self, logprobs: mx.array) -> mx.array:
         """Gumbel-max: argmax(logits / temperature + noise) has the softmax's distribution (Gumbel 1954)."""
-        if self._sampling.temperature == 0:
-            return mx.argmax(logprobs, axis=-1)
         key = mx.random.key(draw_key(self._sampling.seed, self._position))
         scores = (logprobs - mx.max(logprobs, axis=-1, keepdims=True)) * (1.0 / self._sampling.temperature)
         scores = _truncated(scores, self._sampling.top_k, self._sampling.top_p, self._sampling.min_p)
         return mx.argmax(scores + mx.random.gumbel(scores.shape, key=key), axis=-1)
 
-    def _record(self, token: mx.array, raw: mx.array) -> None:
-        logprob = mx.take_along_axis(raw, token[:, None], axis=-1)
-        top_ids = top_logprobs = None
-        if self._top:
-            top_ids = mx.argpartition(-raw, kth=self._top - 1, axis=-1)[:, : self._top]
-            top_logprobs = mx.take_along_axis(raw, top_ids, axis=-1)
-        record = (token, logprob, top_ids, top_logprobs)
-        mx.async_eval([array for array in record if array is not None])  # type: ignore[no-untyped-call]
-        self._records.append(record)
-        self._raw = None
+
+def _token_logprob(token: int, raw: "np.ndarray[tuple[int], np.dtype[np.float32]]", top: int) -> TokenLogprob:
+    """On the host, where the next step is not in the way; `raw` is (vocab,)."""
+    best = np.argpartition(raw, raw.size - top)[raw.size - top :] if top else ()
+    pairs = sorted(((int(i), float(raw[i])) for i in best), key=lambda pair: (-pair[1], pair[0]))
+    return TokenLogprob(token, float(raw[token]), tuple(pairs))
 
 
 def _bias_row(logit_bias: tuple[tuple[int, float], ...], vocab_size: int) -> mx.array | None:

@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.generate import generate_step
 
-from workers.engine.batch import Float32Logits, RowToken
+from workers.engine.batch import NOT_FINITE, Float32Logits, RowToken
 from workers.engine.sampling import RowSampler, as_floats
 
 
@@ -56,8 +56,9 @@ class SerialRunner:
         self.prefilling.clear()
         [chosen] = as_floats(logprobs[token : token + 1])
         failed = math.isnan(chosen)
-        error = "the model's logits are not finite" if failed else self._row.error
-        return [RowToken(self._row_id, int(token), self._row.take_logprob() if error is None else None, error)]
+        error = NOT_FINITE if failed else self._row.error
+        logprob = None if error else self._row.take_logprob(int(token), logprobs)
+        return [RowToken(self._row_id, int(token), logprob, error)]
 
     def close(self) -> None:
         if self._row_id is not None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.models import llama, qwen3
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-# First of ours: it loads a BLAS before MLX is imported.
 from workers.engine import (
     Chunk,
     Engine,
@@ -22,13 +24,9 @@ from workers.engine import (
     make_engine,
 )
 
-import mlx.core as mx  # isort: skip
-import mlx_lm.models.llama as llama  # isort: skip
-import mlx_lm.models.qwen3 as qwen3  # isort: skip
-from mlx.utils import tree_flatten, tree_map_with_path  # isort: skip
-
 SPECIAL = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|tool_call_start|>")
 MARKS = ("<think>", "</think>")
+TOOLS = "<tool_call> tool_call.name"  # by which mlx-lm recognises a template with JSON tool calls
 TINY = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -84,7 +82,7 @@ def write_model(folder: Path, architecture: str = "qwen3", **changes: Any) -> Pa
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|endoftext|>",
-        "chat_template": "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
+        "chat_template": "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{# " + TOOLS + " #}",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
@@ -127,15 +125,18 @@ def run_engine(engine: Engine, prompts: Iterable[Prompt]) -> dict[str, Output]:
 
 
 def build_prompt(id: str = "p", text: str = "the rain in", **changes: Any) -> Prompt:
-    """A greedy prompt that ends by length only; `changes` go to whichever part has a field of that name."""
+    """A greedy prompt that ends by length only; `changes` go to whichever part has a field of that name.
+
+    `token_ids` are the prompt's, `stop_ids` the stop rule's.
+    """
     token_ids = changes.pop("token_ids", None) or tuple(byte_tokenizer().encode(text).ids)
-    parts: dict[type, dict[str, Any]] = {SamplingParams: {"temperature": 0.0}, StopRule: {"max_tokens": 24}, Prompt: {}}
-    parts[StopRule]["ignore_eos"] = True
+    stopping = {"max_tokens": 24, "ignore_eos": True, "token_ids": changes.pop("stop_ids", ())}
+    parts: dict[type, dict[str, Any]] = {SamplingParams: {"temperature": 0.0}, StopRule: stopping, Prompt: {}}
     for name, value in changes.items():
         owner = next((part for part in (SamplingParams, StopRule) if name in part.__slots__), Prompt)
-        parts[owner]["token_ids" if name == "stop_token_ids" else name] = value
-    stop = StopRule(**parts[StopRule])
-    return Prompt(id=id, token_ids=token_ids, sampling=SamplingParams(**parts[SamplingParams]), stop=stop, **parts[Prompt])
+        parts[owner][name] = value
+    sampling, stop = SamplingParams(**parts[SamplingParams]), StopRule(**parts[StopRule])
+    return Prompt(id=id, token_ids=token_ids, sampling=sampling, stop=stop, **parts[Prompt])
 
 
 @pytest.fixture(scope="session")

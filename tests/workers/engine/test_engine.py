@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx_lm.generate import generate_step
 from tokenizers import Tokenizer
 
 from workers.engine import Chunk, Engine, EngineClosed, EngineFull, FinishReason, InvalidPrompt, LoadedModel, Prompt
 from workers.engine import load_engine as load_there
 from workers.engine import make_engine as build_engine
-
-import mlx.core as mx  # isort: skip
-from mlx_lm.generate import generate_step  # isort: skip
+from workers.engine.batch import BatchRunner
+from workers.engine.engine import SequenceEngine
 
 Run = Callable[[Engine, Iterable[Prompt]], dict[str, Any]]
 Make = Callable[..., Prompt]
@@ -72,7 +73,9 @@ def test_the_comparison_notices_a_context_that_differs_in_one_early_token(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_row_says_the_same_alone_and_in_any_company(each_loaded: LoadedModel, prompt: Make, run: Run, seed: int) -> None:
+def test_a_row_says_the_same_alone_and_in_any_company(
+    each_loaded: LoadedModel, prompt: Make, run: Run, seed: int
+) -> None:
     prompts = mixed_prompts(prompt, 18, seed)
     alone = {p.id: run(fresh(each_loaded, rows=1), [p])[p.id] for p in prompts}
     together = run(fresh(each_loaded), prompts)
@@ -114,14 +117,14 @@ def test_rows_may_join_leave_and_be_cancelled_at_any_step(
 
 
 @pytest.mark.parametrize("cut", [1, 4, 11])
-def test_a_resumed_row_continues_as_if_nothing_had_happened(loaded: LoadedModel, prompt: Make, run: Run, cut: int) -> None:
+def test_a_resumed_row_continues_as_if_nothing_had_happened(
+    loaded: LoadedModel, prompt: Make, run: Run, cut: int
+) -> None:
     prompts = [replace(p, stop=replace(p.stop, max_tokens=25)) for p in mixed_prompts(prompt, 9, 7)]
     whole = run(fresh(loaded), prompts)
     cut_ids = {p.id: tuple(whole[p.id].token_ids[:cut]) for p in prompts}
-    first = run(fresh(loaded), [replace(p, stop=replace(p.stop, max_tokens=25)) for p in prompts])
     again = run(fresh(loaded), [replace(p, resume_ids=cut_ids[p.id]) for p in prompts])
     for p in prompts:
-        assert first[p.id].text == whole[p.id].text
         assert [*cut_ids[p.id], *again[p.id].token_ids] == whole[p.id].token_ids, p
         assert whole[p.id].text.endswith(again[p.id].text)
         assert again[p.id].last.finish_reason == whole[p.id].last.finish_reason
@@ -157,7 +160,9 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not(engine: Engine, 
     assert len({tuple(output.token_ids) for output in outputs.values()}) == 4
 
 
-def test_an_end_token_ends_the_text_and_is_not_in_it(loaded: LoadedModel, engine: Engine, prompt: Make, run: Run) -> None:
+def test_an_end_token_ends_the_text_and_is_not_in_it(
+    loaded: LoadedModel, engine: Engine, prompt: Make, run: Run
+) -> None:
     for eos in loaded.info.eos_token_ids:
         push = {"logit_bias": ((eos, 1000.0),), "ignore_eos": False}
         output = run(engine, [prompt(f"e{eos}", **push)])[f"e{eos}"]
@@ -171,13 +176,9 @@ def test_an_end_token_ends_the_text_and_is_not_in_it(loaded: LoadedModel, engine
 def test_a_stop_token_of_the_request_ends_it(engine: Engine, prompt: Make, run: Run) -> None:
     free = run(engine, [prompt("free")])["free"].token_ids
     stop = next(token for index, token in enumerate(free) if index > 2 and token not in free[:index])
-    output = run(engine, [Prompt(**{**fields(prompt("p")), "stop": replace(prompt("p").stop, token_ids=(stop,))})])["p"]
+    output = run(engine, [prompt("p", stop_ids=(stop,))])["p"]
     assert output.token_ids == free[: free.index(stop)]
     assert output.finish_reason is FinishReason.STOP
-
-
-def fields(prompt: Prompt) -> dict[str, Any]:
-    return {name: getattr(prompt, name) for name in prompt.__slots__}
 
 
 def test_a_stop_string_is_cut_from_the_text_and_its_tokens_are_counted(engine: Engine, prompt: Make, run: Run) -> None:
@@ -260,17 +261,41 @@ def test_a_row_whose_logits_are_not_numbers_fails_alone(
     try:
         network.model.embed_tokens.weight = mx.where(mx.arange(weight.shape[0])[:, None] == poison, mx.nan, weight)
         healthy = [prompt(str(i), text, max_tokens=8) for i, text in enumerate(TEXTS)]
-        outputs = run(fresh(loaded), [*healthy, prompt("bad", token_ids=(40, poison, 41)), prompt("worse", token_ids=(poison,))])
+        sick = [prompt("bad", token_ids=(40, poison, 41)), prompt("worse", token_ids=(poison,))]
+        outputs = run(fresh(loaded), [*healthy, *sick])
     finally:
         network.model.embed_tokens.weight = weight
-    assert {id: output.finish_reason for id, output in outputs.items() if output.finish_reason is FinishReason.ERROR} == {
-        "bad": FinishReason.ERROR,
-        "worse": FinishReason.ERROR,
-    }
+    failed = {id for id, output in outputs.items() if output.finish_reason is FinishReason.ERROR}
+    assert failed == {"bad", "worse"}
     assert "not finite" in outputs["bad"].last.error
     assert outputs["bad"].token_ids == []
     for p in healthy:
         assert outputs[p.id].token_ids == greedy_alone(loaded, p)
+
+
+def test_damage_to_one_row_is_seen_in_that_row_and_only_there(loaded: LoadedModel, prompt: Make) -> None:
+    """The mutation that proves the comparisons: overwrite the cached keys of one row while it decodes."""
+    prompts = [prompt(str(index), text, max_tokens=20) for index, text in enumerate(TEXTS[:3])]
+    runner = BatchRunner(loaded.model, capacity=8, prefill_step_tokens=16)
+    engine = SequenceEngine(loaded, runner, max_waiting=9)
+    for p in prompts:
+        engine.submit(p)
+    outputs = collect_steps(engine, 6)
+    batch = runner._generator._generation_batch
+    victim = runner._ids[batch.uids[1]]
+    for cache in batch.prompt_cache:
+        cache.keys = mx.where(mx.arange(3).reshape(3, 1, 1, 1) == 1, 0.0, cache.keys)
+    damaged = collect_steps(engine, 40)
+    said = {id: [*outputs[id], *damaged[id]] for id in outputs}
+    expected = {p.id: greedy_alone(loaded, p) for p in prompts}
+    assert {id for id in said if said[id] != expected[id]} == {victim}
+
+
+def collect_steps(engine: Engine, steps: int) -> dict[str, list[int]]:
+    said: dict[str, list[int]] = {}
+    for chunk in (chunk for _ in range(steps) for chunk in engine.step()):
+        said.setdefault(chunk.prompt_id, []).extend(chunk.token_ids)
+    return said
 
 
 def test_an_engine_lives_wholly_in_another_thread(model_folder: Any, prompt: Make, run: Run, engine: Engine) -> None:
@@ -305,7 +330,8 @@ def test_a_full_line_and_a_closed_engine_refuse(loaded: LoadedModel, prompt: Mak
 
 
 def test_totals_count_what_was_read_and_what_was_said(engine: Engine, prompt: Make, run: Run) -> None:
-    run(engine, [prompt("a", token_ids=(1, 2, 3), max_tokens=4), prompt("b", token_ids=(1,), max_tokens=5, resume_ids=(9, 8))])
+    resumed = prompt("b", token_ids=(1,), max_tokens=5, resume_ids=(9, 8))
+    run(engine, [prompt("a", token_ids=(1, 2, 3), max_tokens=4), resumed])
     stats = engine.stats()
     assert (stats.prompt_tokens_total, stats.generated_tokens_total) == (6, 7)
     assert (stats.running, stats.waiting, stats.prefilling, stats.kv_bytes) == (0, 0, {}, 0)
@@ -313,5 +339,6 @@ def test_totals_count_what_was_read_and_what_was_said(engine: Engine, prompt: Ma
 
 
 def test_text_is_the_decode_of_the_tokens(tokenizer: Tokenizer, engine: Engine, prompt: Make, run: Run) -> None:
-    output = run(engine, [prompt("p", temperature=1.5, seed=2, max_tokens=60, logit_bias=tuple((i, -100.0) for i in range(262, 266)))])["p"]
+    no_special = tuple((token, -100.0) for token in range(262, 266))
+    output = run(engine, [prompt("p", temperature=1.5, seed=2, max_tokens=60, logit_bias=no_special)])["p"]
     assert output.text == tokenizer.decode(output.token_ids, skip_special_tokens=False)

@@ -1,5 +1,6 @@
 """Detokenization, stop strings and holding back, without any model."""
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -49,7 +50,10 @@ def test_byte_level_chunks_join_to_the_full_decode_of_any_ids(ids: list[int]) ->
     assert "".join(chunks) == tokenizer.decode(ids, skip_special_tokens=False)
 
 
-@given(st.lists(st.one_of(st.sampled_from(range(256, 262)), st.text(min_size=1, max_size=3)), max_size=15), st.booleans())
+PIECES_AND_TEXTS = st.lists(st.one_of(st.sampled_from(range(256, 262)), st.text(min_size=1, max_size=3)), max_size=15)
+
+
+@given(PIECES_AND_TEXTS, st.booleans())
 def test_byte_fallback_chunks_join_to_the_full_decode_of_valid_text(parts: list[int | str], strip: bool) -> None:
     tokenizer = sentencepiece_like(strip=strip)
     ids = [token for part in parts for token in ([part] if isinstance(part, int) else list(part.encode()))]
@@ -117,7 +121,7 @@ def test_the_stop_string_completed_first_ends_the_text_wherever_it_is_cut(
 ) -> None:
     borders = sorted({0, len(text), *(cut for cut in cuts if cut <= len(text))})
     matcher = StopMatcher(stops)
-    out = "".join(matcher.push(text[a:b]) for a, b in zip(borders, borders[1:], strict=False))
+    out = "".join(matcher.push(text[a:b]) for a, b in itertools.pairwise(borders))
     expected, matched = first_completed(text, stops)
     assert (out + ("" if matcher.matched else matcher.flush()), matcher.matched) == (expected, matched)
 
@@ -134,7 +138,9 @@ def test_nothing_is_sent_that_could_still_become_a_stop_string(text: str, stops:
     assert text.startswith(out)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("hello STOP there", "hello "), ("hello STO", "hello STO"), ("STOP", "")])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("hello STOP there", "hello "), ("hello STO", "hello STO"), ("STOP", "")]
+)
 def test_a_stop_string_is_cut_and_a_false_alarm_is_sent(text: str, expected: str) -> None:
     stream = Vocabulary(byte_level()).start_text(("STOP",))
     assert "".join(stream_text(stream, ids_of(text))) == expected

@@ -9,33 +9,44 @@ from .heldout import Question, questions
 from .network import Parameters, Shape, hidden_states, logits, rotation_table
 from .samples import END_OF_TURN, Encoder, Renderer
 
-_LONGEST_ANSWER_TOKENS = 300
+_LONGEST_ANSWER_TOKENS = 220
+_ROWS = 24
 
 
 def answers(
     parameters: Parameters, shape: Shape, encoder: Encoder, tokenizer: Tokenizer, asked: list[Question]
 ) -> list[str]:
-    """Answer all questions in one batch, each row ending by itself."""
+    """Answer all questions, those with prompts of similar length together."""
     renderer, end = Renderer(), encoder.ids(END_OF_TURN)[0]
-    rows = [encoder.ids(renderer.prompt(each.messages(), list(each.tools), each.thinking)) for each in asked]
-    starts = [len(row) for row in rows]
+    prompts = [encoder.ids(renderer.prompt(each.messages(), list(each.tools), each.thinking)) for each in asked]
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    given = [""] * len(asked)
+    for first in range(0, len(order), _ROWS):
+        places = order[first : first + _ROWS]
+        rows = [list(prompts[place]) for place in places]
+        _continue(parameters, shape, rows, end)
+        for place, row in zip(places, rows, strict=True):
+            said = [token for token in row[len(prompts[place]) :] if token != end]
+            given[place] = tokenizer.decode(said, skip_special_tokens=False)
+    return given
+
+
+def _continue(parameters: Parameters, shape: Shape, rows: list[list[int]], end: int) -> None:
+    """Append the likeliest tokens to the rows, each until it ends by itself."""
+    longest = [len(row) + _LONGEST_ANSWER_TOKENS for row in rows]
     waiting = set(range(len(rows)))
-    with torch.no_grad():
-        while waiting:
-            places = sorted(waiting)
-            length = max(len(rows[place]) for place in places)
-            tokens = torch.tensor([rows[place] + [end] * (length - len(rows[place])) for place in places])
+    while waiting:
+        places = sorted(waiting)
+        length = max(len(rows[place]) for place in places)
+        tokens = torch.tensor([rows[place] + [end] * (length - len(rows[place])) for place in places])
+        with torch.no_grad():
             hidden = hidden_states(parameters, tokens, shape, rotation_table(shape, length), torch.bfloat16)
             last = torch.tensor([len(rows[place]) - 1 for place in places])
             chosen = logits(parameters, hidden[torch.arange(len(places)), last]).argmax(-1).tolist()
-            for place, token in zip(places, chosen, strict=True):
-                rows[place].append(token)
-                if token == end or len(rows[place]) - starts[place] >= _LONGEST_ANSWER_TOKENS:
-                    waiting.discard(place)
-    return [
-        tokenizer.decode([token for token in row[start:] if token != end], skip_special_tokens=False)
-        for row, start in zip(rows, starts, strict=True)
-    ]
+        for place, token in zip(places, chosen, strict=True):
+            rows[place].append(token)
+            if token == end or len(rows[place]) >= longest[place]:
+                waiting.discard(place)
 
 
 def report(parameters: Parameters, shape: Shape, encoder: Encoder, tokenizer: Tokenizer) -> str:

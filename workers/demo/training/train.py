@@ -25,6 +25,7 @@ from .samples import BATCH_TOKENS, LENGTHS, MODEL_FOLDER, Batch, Encoder, Render
 log = logging.getLogger("demo.training")
 _WARM_UP_STEPS = 100
 _GRADIENT_LIMIT = 1.0
+_CHECKPOINT_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Run:
     def update(self, batch: Batch) -> float:
         """Take one step and return the loss before it."""
         loss = self.loss(batch)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), _GRADIENT_LIMIT)
         for optimizer, rate in self.optimizers:
             for group in optimizer.param_groups:
@@ -147,8 +148,9 @@ class Run:
             if self.step % 20 == 0:
                 speed = (self.step - first) * BATCH_TOKENS / (time.monotonic() - start)
                 log.info("step %d loss %.4f mean %.4f tokens/s %.0f", self.step, value, mean, speed)
-            if self.step % self.plan.report_steps == 0 and not self.finished():
+            if self.step % _CHECKPOINT_STEPS == 0:
                 self.save()
+            if self.step % self.plan.report_steps == 0 and not self.finished():
                 log.info(report(self.parameters, self.shape, self.encoder, self.tokenizer))
                 export(self.parameters, self.shape, self.plan.workspace)
         self.save()
@@ -165,7 +167,7 @@ def _plan() -> tuple[Plan, int]:
     parser.add_argument("--decay-steps", type=int, default=1200)
     parser.add_argument("--matrix-rate", type=float, default=0.02)
     parser.add_argument("--other-rate", type=float, default=0.004)
-    parser.add_argument("--report-steps", type=int, default=500)
+    parser.add_argument("--report-steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
@@ -189,7 +191,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     torch.set_num_threads(threads)
     torch.manual_seed(plan.seed)
-    torch.compiler.set_stance("default")
     tokenizer = Tokenizer.from_file(str(MODEL_FOLDER / "tokenizer.json"))
     shape = Shape(tokenizer.get_vocab_size())
     run = Run(plan, shape, Encoder(tokenizer, Renderer()), tokenizer)

@@ -114,6 +114,7 @@ def counted(rng: Random) -> Exchange:
         start, end = 1, 100
     kind = rng.random()
     numbers = list(range(start, end + 1))
+    patterns: tuple[str, ...] = _COUNT_ASKED
     if kind < 0.17 and span <= 20:
         patterns = _COUNT_DOWN_ASKED
         numbers.reverse()
@@ -121,8 +122,6 @@ def counted(rng: Random) -> Exchange:
         patterns = _COUNT_TO_ASKED
         numbers = list(range(1, end + 1)) if end <= 60 or end == 100 else list(range(1, 11))
         start, end = 1, numbers[-1]
-    else:
-        patterns = _COUNT_ASKED
     user = request(rng, patterns).replace("{a}", str(start)).replace("{b}", str(end))
     thought = f"I start at {numbers[0]} and stop at {numbers[-1]}."
     return Exchange(user, ", ".join(map(str, numbers)), thought)

@@ -86,7 +86,8 @@ _OPPOSITES = tuple(
     for pair in (
         "hot/cold", "big/small", "up/down", "left/right", "day/night", "old/new", "fast/slow", "happy/sad",
         "open/closed", "light/dark", "high/low", "good/bad", "rich/poor", "full/empty", "hard/soft", "long/short",
-        "wet/dry", "loud/quiet", "true/false", "black/white", "strong/weak", "early/late", "in/out", "on/off", "near/far",
+        "wet/dry", "loud/quiet", "true/false", "black/white", "strong/weak", "early/late", "in/out", "on/off",
+        "near/far",
     )
 )  # fmt: skip
 _SOUNDS = {
@@ -178,6 +179,7 @@ def list_of_names(rng: Random) -> Exchange:
 def small_fact(rng: Random) -> Exchange:
     """Return an opposite, a sound, a colour, a count, or the neighbour of a day or month."""
     kind = rng.randrange(5)
+    asked: tuple[str, ...]
     if kind == 0:
         pair = rng.choice(_OPPOSITES)
         first, second = pair if rng.random() < 0.5 else pair[::-1]

@@ -1,0 +1,123 @@
+"""`python -m api`: one API node. SIGTERM, SIGINT or the end of its supervisor drain it; a second signal ends it now.
+
+Exit codes: 0 stopped in order, 1 could not start, 2 refused its settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+import uvloop
+from pydantic import ValidationError
+
+from api.app import create_app
+from api.drain import Drain
+from scheduler.process import announce_ready, configure_logs, watch_parent
+from scheduler.settings import ApiSettings
+
+log = structlog.get_logger()
+
+LAST_WORDS_S = 5.0
+"""After the drain: for the final events of streams to reach their clients."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a stop signal first drains: listening goes on, and says 503, while open answers finish."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._settings = settings
+        self._drain = Drain()
+        self._stopping: asyncio.Task[None] | None = None
+        super().__init__(
+            uvicorn.Config(
+                create_app(settings, self._drain),
+                host=settings.host,
+                port=settings.port,
+                http="httptools",
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=round(LAST_WORDS_S),
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Our own handlers instead: uvicorn's stop at once and end the process by the signal."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.stop)
+        watch_parent(lambda: loop.call_soon_threadsafe(self.stop))
+        yield
+
+    def stop(self) -> None:
+        """Drain and exit; the second time exit now."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen and say so."""
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        announce_ready(role="api", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def _stop(self) -> None:
+        self._drain.begin()
+        log.info("draining", open_answers=self._drain.open_answers, limit_s=self._settings.drain_s)
+        if not await self._drain.idle(self._settings.drain_s):
+            self._drain.end_answers()
+            await self._drain.idle(LAST_WORDS_S)
+        self.should_exit = True
+
+
+def refusal(settings: ApiSettings) -> str | None:
+    """Why these settings must not be served, or None."""
+    if settings.api_key is not None and not settings.api_key.get_secret_value().strip():
+        return "FARM_API_KEY is empty; set a key or unset the variable."
+    if settings.api_key is None and not settings.insecure and not is_loopback(settings.host):
+        return (
+            f"Refusing to serve on {settings.host} without a key: anybody who reaches this address could use it. "
+            "Set FARM_API_KEY, or FARM_INSECURE=true if that is what you want."
+        )
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Is this address reachable from this machine only?"""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main() -> int:
+    """Check the settings and serve."""
+    try:
+        settings = ApiSettings()
+    except ValidationError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    configure_logs(settings.log_level, settings.log_format)
+    why_not = refusal(settings)
+    if why_not is not None:
+        sys.stderr.write(f"{why_not}\n")
+        return 2
+    uvloop.run(Server(settings).serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Models and workers for operators: cards, who serves them now, and what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from api.bodies import JsonResponse
+from api.node import CurrentNode, Node
+from scheduler.models import ModelCard
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+
+@router.get("/models/status")
+async def models_status(node: CurrentNode) -> Response:
+    """Every model's card, its live workers and the jobs that wait for it."""
+    workers = await live_figures(node)
+    cards = await node.catalog.cards()
+    return JsonResponse(
+        {"object": "list", "data": [_status(card, workers, await node.queue.depths(card.name)) for card in cards]}
+    )
+
+
+@router.get("/workers")
+async def list_workers(node: CurrentNode) -> Response:
+    """Every worker with a live lease, with the figures that it publishes."""
+    return JsonResponse({"object": "list", "data": await live_figures(node)})
+
+
+async def live_figures(node: Node) -> list[dict[str, Any]]:
+    """Figures of the workers whose lease has not ended; only a name for those that have not published any yet."""
+    published = {figures["worker"]: figures for figures in await node.board.list()}
+    return [published.get(name, {"worker": name}) for name in await node.queue.live_workers()]
+
+
+def _status(card: ModelCard, workers: Sequence[Mapping[str, Any]], waiting: Mapping[str, int]) -> dict[str, Any]:
+    described = asdict(card)
+    template = described.pop("chat_template")
+    return described | {
+        "has_chat_template": template is not None,
+        "workers": [worker["worker"] for worker in workers if worker.get("model") == card.name],
+        "running": sum(int(worker.get("running") or 0) for worker in workers if worker.get("model") == card.name),
+        "waiting": dict(waiting),
+    }

@@ -1,0 +1,80 @@
+"""The API application: composition, and one place where errors become responses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api import audit, health, jobs
+from api.admin import models as admin_models
+from api.bodies import invalid_body
+from api.drain import Drain
+from api.errors import SERVER_ERROR, ApiError, api_error
+from api.metrics import Metrics
+from api.middleware import Gate, RequestFrame
+from api.node import admission_of, open_node
+from api.openai import models, routes
+from scheduler.errors import FarmError
+from scheduler.settings import ApiSettings
+
+
+def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
+    """Build the application; its clients are opened when it starts. `drain` lets the process end it in order."""
+    drain, metrics = drain or Drain(), Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_node(settings, metrics, drain) as node:
+            app.state.node = node
+            yield
+
+    app = FastAPI(
+        title="mlx-farm",
+        version=health.farm_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    )
+    app.add_middleware(Gate, admission=admission_of(settings), drain=drain, body_limit_bytes=settings.body_limit_bytes)
+    app.add_middleware(RequestFrame, metrics=metrics)
+    app.add_exception_handler(FarmError, _farm_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _bug)
+    for module in (health, models, routes, jobs, audit, admin_models):
+        app.include_router(module.router)
+    return app
+
+
+async def _farm_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, FarmError)
+    return api_error(error).response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Our own refusals, and those of the framework (404, 405, 400 …) in the same shape."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error, ApiError):
+        return error.response()
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"Nothing is at {request.method} {request.url.path}; see /docs."
+    if error.status_code == 405:
+        message = f"{request.method} is not allowed at {request.url.path}."
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def _validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return invalid_body(error.errors()).response()
+
+
+async def _bug(request: Request, _error: Exception) -> Response:
+    """A defect of ours; the server's log gets the traceback."""
+    message = "The server made a mistake; its log has the details."
+    headers = {"x-request-id": str(getattr(request.state, "request_id", ""))}
+    return ApiError(500, message, kind=SERVER_ERROR, code="internal_error", headers=headers).response()

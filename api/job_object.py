@@ -1,0 +1,194 @@
+"""A job as clients see it: its live state from Redis over its record in SQL, with place in the queue and result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from api.errors import ApiError, end_error
+from api.node import Node
+from api.openai.rendering import RenderingNote
+from api.renderers import fresh_renderer
+from api.stream import whole_answer
+from scheduler.admission import Caller
+from scheduler.errors import QueueUnavailable, RecordUnavailable, UnknownJob, UnknownModel
+from scheduler.frames import START, End, Frame
+from scheduler.job_ids import shard_of
+from scheduler.jobs import TERMINAL, Job, JobState
+from scheduler.requests import JobRequest
+from scheduler.store import DurableJob
+
+
+@dataclass(frozen=True, slots=True)
+class KnownJob:
+    """What the three places know: Redis (the hash and the body), the projection, and the table of async jobs."""
+
+    id: str
+    snapshot: dict[str, str] | None
+    record: Job | None
+    durable: DurableJob | None
+    body: JobRequest | None
+
+    @property
+    def state(self) -> JobState:
+        """Redis' word first; an accepted job that Redis has not got yet is queued."""
+        if self.snapshot is not None:
+            return JobState(self.snapshot["state"])
+        return self.record.state if self.record is not None else JobState.QUEUED
+
+    @property
+    def ended(self) -> bool:
+        """Is the state final?"""
+        return self.state in TERMINAL
+
+    @property
+    def request(self) -> JobRequest | None:
+        """The body, while anybody keeps it (an ended async job's has no prompts any more)."""
+        return self.body or (self.durable.request if self.durable is not None else None)
+
+
+async def find_job(node: Node, caller: Caller, job_id: str) -> KnownJob:
+    """Look in all places; one of them may be down. Raises UnknownJob, QueueUnavailable, RecordUnavailable."""
+    shard_of(job_id)
+    outage: QueueUnavailable | RecordUnavailable | None = None
+    snapshot, body, record, durable = None, None, None, None
+    try:
+        snapshot = await node.queue.snapshot(job_id)
+        body = await node.queue.body(job_id)
+    except QueueUnavailable as error:
+        outage = error
+    try:
+        record = await node.store.job(job_id)
+        durable = await node.store.durable_job(job_id)
+    except RecordUnavailable as error:
+        outage = outage or error
+    tenants = [snapshot["tenant"]] if snapshot else []
+    tenants += [known.tenant for known in (record, durable) if known is not None]
+    if not tenants and outage is not None:
+        raise outage
+    if not tenants or any(tenant != caller.tenant for tenant in tenants):
+        raise UnknownJob(job_id)
+    return KnownJob(job_id, snapshot, record, durable, body)
+
+
+async def ended_frames(node: Node, job: KnownJob) -> Sequence[Frame]:
+    """All frames of an ended job, from the token log or the record; empty when neither keeps them any more."""
+    frames: list[Frame] = []
+    try:
+        while more := await node.log.read(job.id, frames[-1].id if frames else START):
+            frames += more
+    except QueueUnavailable:
+        frames = []
+    if frames or job.durable is None:
+        return frames
+    return job.durable.frames or ()
+
+
+async def job_object(node: Node, caller: Caller, job_id: str) -> dict[str, Any]:
+    """The job with its result, where it has ended and its frames are kept. Raises what `find_job` raises."""
+    job = await find_job(node, caller, job_id)
+    described = _described(job)
+    if job.state is JobState.QUEUED and job.snapshot is not None:
+        described["position"] = await _position(node, job_id)
+    if job.ended:
+        described |= await _result(node, job)
+    return described
+
+
+def record_object(job: Job) -> dict[str, Any]:
+    """A job as its record tells it, for listings."""
+    return _described(KnownJob(job.id, None, job, None, None))
+
+
+async def _position(node: Node, job_id: str) -> int | None:
+    try:
+        return await node.queue.position(job_id)
+    except QueueUnavailable:
+        return None
+
+
+async def _result(node: Node, job: KnownJob) -> dict[str, Any]:
+    frames = await ended_frames(node, job)
+    if not frames or job.request is None or not isinstance(frames[-1].body, End):
+        return {}
+    try:
+        renderer = await fresh_renderer(node, job.id, job.request)
+        for frame in frames[:-1]:
+            if not isinstance(frame.body, End):
+                renderer.step(frame.body)
+        return {"result": whole_answer(renderer, frames[-1].body)}
+    except UnknownModel:
+        return {}  # logprobs need the model's tokenizer, and its last worker has left
+    except ApiError as error:
+        return {"error": error.body()["error"]}
+
+
+def _described(job: KnownJob) -> dict[str, Any]:
+    """Everything but place and result."""
+    state = job.state
+    return {
+        "id": job.id,
+        "object": "job",
+        "state": state.value,
+        **_asked(job),
+        **_progress(job),
+        "error": _error(job.record) if job.record is not None and job.ended else None,
+        "cancel_requested": state is JobState.RUNNING and bool(job.snapshot and job.snapshot.get("cancel")),
+        "position": None,
+        "result": None,
+    }
+
+
+def _asked(job: KnownJob) -> dict[str, Any]:
+    """What was asked for."""
+    record, request, snapshot = job.record, job.request, job.snapshot or {}
+    note = RenderingNote.of(request.rendering) if request is not None else None
+    return {
+        "kind": record.kind if record else request.kind if request else None,
+        "model": record.model if record else request.model if request else snapshot.get("pool"),
+        "model_asked": record.model_asked if record else note.model if note else None,
+        "lane": record.lane.value if record else snapshot.get("lane"),
+        "request_id": record.request_id if record else None,
+        "durable": record.durable if record else job.durable is not None,
+        "user": note.user if note else None,
+        "metadata": note.metadata if note else None,
+        "params": record.params if record else request.params() if request else None,
+    }
+
+
+def _progress(job: KnownJob) -> dict[str, Any]:
+    """How far it is; Redis' numbers while it has them."""
+    record, snapshot = job.record, job.snapshot or {}
+    note = RenderingNote.of(job.request.rendering) if job.request is not None else None
+    submitted_ms = _number(snapshot.get("enq")) or (record.submitted_ms if record else None)
+    if submitted_ms is None and job.durable is not None:
+        submitted_ms = job.durable.accepted_ms
+    return {
+        "created_at": submitted_ms // 1000 if submitted_ms is not None else None,
+        "submitted_ms": submitted_ms,
+        "claimed_ms": record.claimed_ms if record and record.claimed_ms else _number(snapshot.get("claimed")),
+        "ended_ms": _number(snapshot.get("ended")) or (record.ended_ms if record else None),
+        "worker": snapshot.get("wid") or (record.worker if record else None),
+        "attempts": _number(snapshot.get("attempt")) if snapshot else record.attempts if record else 0,
+        "crashes": _number(snapshot.get("crashes")) if snapshot else record.crashes if record else 0,
+        "prompt_tokens": record.prompt_tokens if record else note.prompt_tokens if note else None,
+        "cached_tokens": record.cached_tokens if record else 0,
+        "output_tokens": _number(snapshot.get("out")) if snapshot else record.output_tokens if record else 0,
+        "ttft_ms": record.ttft_ms if record else None,
+        "prefill_ms": record.prefill_ms if record else None,
+        "decode_ms": record.decode_ms if record else None,
+        "finish_reason": record.finish_reason if record else None,
+    }
+
+
+def _error(record: Job) -> dict[str, Any] | None:
+    if record.state is JobState.FINISHED or record.state not in TERMINAL:
+        return None
+    error = end_error(End(record.state, {"error_code": record.error_code, "error": record.error}))
+    inner: dict[str, Any] = error.body()["error"]
+    return inner
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text else None

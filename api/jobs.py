@@ -1,0 +1,169 @@
+"""The farm's own endpoints for jobs: submit, list, look, follow (also later and elsewhere), cancel, retry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.answer import answer_async, tick_s
+from api.bodies import JsonResponse, JsonRoute
+from api.call import Call, CurrentCall
+from api.errors import ApiError, InvalidParameter
+from api.following import frames_of
+from api.job_object import KnownJob, ended_frames, find_job, job_object, record_object
+from api.listing import MAX_PAGE, WantedJobs, after_cursor, cursor_of
+from api.node import CurrentNode, Node
+from api.openai.kinds import draft_of
+from api.openai.rendering import RenderingNote
+from api.renderers import fresh_renderer
+from api.stream import Answering, EventStream
+from api.submission import accept
+from scheduler.errors import UnknownJob
+from scheduler.frames import START, Frame, FrameId
+from scheduler.job_ids import new_job_id
+from scheduler.jobs import Lane
+from scheduler.queue import NewJob
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
+
+
+class NewJobBody(BaseModel):
+    """A job of any protocol: `body` is what its endpoint takes."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    kind: str = Field(description="chat.completions or completions.")
+    body: dict[str, Any]
+
+
+@router.post("", status_code=202)
+async def submit_job(new: NewJobBody, node: CurrentNode, call: CurrentCall) -> Response:
+    """Accept a job; it is durable once this answers."""
+    return await answer_async(node, call, draft_of(new.kind, new.body))
+
+
+@router.get("")
+async def list_jobs(
+    node: CurrentNode,
+    wanted: WantedJobs,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    after: str | None = None,
+) -> Response:
+    """Jobs of the record, newest first, in pages: `next` is the next page's `after`."""
+    jobs = await node.store.jobs(wanted, after=after_cursor(after), limit=limit + 1)
+    page, more = jobs[:limit], len(jobs) > limit
+    return JsonResponse(
+        {
+            "object": "list",
+            "data": [record_object(job) for job in page],
+            "has_more": more,
+            "next": cursor_of(page[-1]) if more else None,
+        }
+    )
+
+
+@router.get("/{job_id}")
+async def get_job(job_id: str, node: CurrentNode, call: CurrentCall) -> Response:
+    """A job's state, and its result once it has ended."""
+    return JsonResponse(await job_object(node, call.caller, job_id))
+
+
+@router.get("/{job_id}/events")
+async def follow_job(
+    job_id: str, node: CurrentNode, call: CurrentCall, request: Request, starting_after: str | None = None
+) -> Response:
+    """The job's answer as server-sent events of its protocol, from the start or behind `Last-Event-ID`.
+
+    Works on every node, as often as wanted, during the job and after it; leaving never cancels.
+    """
+    after = _after(request.headers.get("last-event-id") or starting_after)
+    job = await find_job(node, call.caller, job_id)
+    frames = await _frames(node, job)
+    if frames is None or job.request is None:
+        raise UnknownJob(job_id)
+    answering = Answering(
+        node=node,
+        job_id=job_id,
+        renderer=await fresh_renderer(node, job_id, job.request),
+        frames=frames,
+        stays=True,
+        meter=None,
+    )
+    return EventStream(answering, {"farm-job-id": job_id}, after)
+
+
+@router.post("/{job_id}/cancel")
+async def cancel_job(job_id: str, node: CurrentNode, call: CurrentCall) -> Response:
+    """Cancel a job wherever it is; an ended one stays as it is. A running one ends with its worker's next step."""
+    job = await find_job(node, call.caller, job_id)
+    before = await node.queue.cancel(job_id, "request")
+    if before is None and not job.ended:
+        raise ApiError(
+            503,
+            "The job is accepted, but not in the queue yet; try again in a moment.",
+            kind="server_error",
+            code="not_queued_yet",
+            headers={"retry-after": "5", "retry-after-ms": "5000", "x-should-retry": "true"},
+        )
+    return JsonResponse(await job_object(node, call.caller, job_id))
+
+
+@router.post("/{job_id}/retry", status_code=202)
+async def retry_job(job_id: str, node: CurrentNode, call: CurrentCall) -> Response:
+    """Run an ended job's body once more, as a new async job."""
+    job = await find_job(node, call.caller, job_id)
+    if not job.ended:
+        raise ApiError(409, f"Job {job_id} is {job.state}; only ended jobs can be retried.", code="job_not_ended")
+    if job.request is None or not job.request.prompts:
+        raise ApiError(409, f"The body of job {job_id} is no longer kept; send it again.", code="body_not_kept")
+    new_id = await accept(node, _again(node, job, call))
+    headers = {"location": f"/v1/jobs/{new_id}", "farm-job-id": new_id}
+    return JsonResponse(await job_object(node, call.caller, new_id), status_code=202, headers=headers)
+
+
+def _again(node: Node, job: KnownJob, call: Call) -> NewJob:
+    """The same request under a new id, on the same route."""
+    assert job.request is not None
+    record, snapshot = job.record, job.snapshot or {}
+    lane = record.lane if record else Lane(snapshot.get("lane", Lane.NORMAL))
+    return NewJob(
+        id=new_job_id(node.settings.shards),
+        request=replace(job.request),
+        pool=job.request.model,
+        tenant=call.caller.tenant,
+        lane=call.lane or lane,
+        route=record.route if record else "",
+        rule_version=record.rule_version if record else 0,
+        model_asked=RenderingNote.of(job.request.rendering).model,
+        request_id=call.request_id,
+        durable=True,
+        deadline_ms=round((call.timeout_s or 0) * 1000),
+        cost_tokens=int(snapshot.get("cost", 0)),
+    )
+
+
+async def _frames(node: Node, job: KnownJob) -> AsyncGenerator[Frame | None, None] | None:
+    """Where a job's frames come from: an ended job's are all there (None: kept no more)."""
+    if not job.ended:
+        return frames_of(node, job.id, tick_s=tick_s(node))
+    frames = await ended_frames(node, job)
+    return _all_of(frames) if frames else None
+
+
+async def _all_of(frames: Sequence[Frame]) -> AsyncGenerator[Frame | None, None]:
+    for frame in frames:
+        yield frame
+
+
+def _after(text: str | None) -> FrameId:
+    """Read `Last-Event-ID`. Raises InvalidParameter."""
+    if not text:
+        return START
+    try:
+        return FrameId.parse(text)
+    except ValueError as error:
+        raise InvalidParameter("Last-Event-ID", f"{text!r} is no event id of this server.") from error

@@ -1,0 +1,153 @@
+"""Around every request: its id, its count and log line; then what is refused before any endpoint runs."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.drain import Drain
+from api.errors import ApiError, Draining, api_error
+from api.metrics import Metrics
+from scheduler.admission import Admission
+from scheduler.errors import InvalidKey
+
+log = structlog.get_logger()
+
+OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/version"})
+"""Served without a key and while draining; /metrics too while draining."""
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
+
+
+class RequestFrame:
+    """Outermost: gives the request an id, echoes it, counts and logs the answer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s = time.monotonic()
+        asked = Headers(scope=scope).get("x-request-id", "")
+        request_id = asked if _SANE_REQUEST_ID.fullmatch(asked) else f"req-{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if headers.get("content-type", "").startswith("application/json"):
+                    headers["openai-processing-ms"] = str(round((time.monotonic() - began_s) * 1000))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_framed)
+        finally:
+            self._count(scope, status, request_id, began_s)
+
+    def _count(self, scope: Scope, status: int, request_id: str, began_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
+        log.info(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            ms=round((time.monotonic() - began_s) * 1000, 1),
+            request_id=request_id,
+        )
+
+
+class Gate:
+    """Refuses before the body is read: a draining node, a wrong key or content type; and bodies over the limit."""
+
+    def __init__(self, app: ASGIApp, admission: Admission, drain: Drain, body_limit_bytes: int) -> None:
+        self._app = app
+        self._admission = admission
+        self._drain = drain
+        self._limit_bytes = body_limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        error = self._refusal(scope, headers)
+        if error is not None:
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, self._limited(receive), send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
+        path = scope["path"]
+        if path in OPEN_PATHS:
+            return None
+        if self._drain.draining and path != "/metrics":
+            return Draining()
+        try:
+            scope["state"]["caller"] = self._admission.authenticate(presented_key(headers))
+        except InvalidKey as error:
+            return api_error(error)
+        if int(headers.get("content-length", "0") or 0) > self._limit_bytes:
+            return too_large(self._limit_bytes)
+        if scope["method"] == "POST" and has_body(headers) and not is_json(headers.get("content-type", "")):
+            return ApiError(
+                415,
+                "The body must be JSON and say so: add -H 'Content-Type: application/json'.",
+                code="unsupported_media_type",
+            )
+        return None
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Count what arrives, so that a chunked body cannot pass the limit either."""
+        received_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                received_bytes += len(message.get("body", b""))
+                if received_bytes > self._limit_bytes:
+                    raise too_large(self._limit_bytes)
+            return message
+
+        return receive_limited
+
+
+def presented_key(headers: Any) -> str | None:
+    """The key of `Authorization: Bearer` or `x-api-key`."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return str(token.strip())
+    key = headers.get("x-api-key")
+    return str(key) if key else None
+
+
+def has_body(headers: Headers) -> bool:
+    """Does the request announce a body?"""
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def is_json(content_type: str) -> bool:
+    """`application/json` and `application/…+json`, with any parameters."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    """A body over the limit."""
+    return ApiError(413, f"The body is over the limit of {limit_bytes} bytes.", code="request_too_large")

@@ -1,0 +1,111 @@
+"""This API node: its clients of Redis and SQL and what it keeps in memory, opened and closed with the process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from api.drain import Drain
+from api.formats import PromptFormats
+from api.metrics import Metrics
+from api.rules import RuleBook
+from scheduler.admission import Admission
+from scheduler.connections import blocking_client, command_client
+from scheduler.database import open_database
+from scheduler.models import ModelCatalog
+from scheduler.queue import JobQueue
+from scheduler.settings import ApiSettings
+from scheduler.store import Store
+from scheduler.tokens import TokenListener, TokenLog
+from scheduler.workers import WorkerBoard
+
+
+@dataclass(slots=True)
+class Node:
+    """What endpoints work with."""
+
+    name: str
+    settings: ApiSettings
+    redis: Redis
+    queue: JobQueue
+    log: TokenLog
+    listener: TokenListener
+    catalog: ModelCatalog
+    formats: PromptFormats
+    store: Store
+    rules: RuleBook
+    board: WorkerBoard
+    drain: Drain
+    metrics: Metrics
+    _errands: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def spawn(self, errand: Coroutine[Any, Any, None]) -> None:
+        """Run something that must survive the request that asked for it."""
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def finish_errands(self, timeout_s: float = 2.0) -> None:
+        """Wait a moment for what `spawn` started."""
+        if self._errands:
+            await asyncio.wait(self._errands, timeout=timeout_s)
+
+
+@asynccontextmanager
+async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> AsyncIterator[Node]:
+    """Open all clients (lazily: neither Redis nor SQL need to answer now) and close them at the end."""
+    redis, blocking = command_client(settings.redis), blocking_client(settings.redis)
+    engine = open_database(settings.database)
+    queue = JobQueue(redis, shards=settings.shards, policy=settings.queue_policy)
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(",", "_")
+    catalog, store = ModelCatalog(redis), Store(engine)
+    node = Node(
+        name=name,
+        settings=settings,
+        redis=redis,
+        queue=queue,
+        log=TokenLog(queue),
+        listener=TokenListener(blocking, queue, name),
+        catalog=catalog,
+        formats=PromptFormats(catalog),
+        store=store,
+        rules=RuleBook(store),
+        board=WorkerBoard(redis),
+        drain=drain,
+        metrics=metrics,
+    )
+    await node.listener.start()
+    refreshing = asyncio.create_task(node.rules.run(), name="rules")
+    try:
+        yield node
+    finally:
+        refreshing.cancel()
+        await asyncio.gather(refreshing, return_exceptions=True)
+        await node.finish_errands()
+        await node.listener.close()
+        await engine.dispose()
+        await blocking.aclose()
+        await redis.aclose()
+
+
+def current_node(request: Request) -> Node:
+    """The node that serves a request."""
+    node: Node = request.app.state.node
+    return node
+
+
+CurrentNode = Annotated[Node, Depends(current_node)]
+
+
+def admission_of(settings: ApiSettings) -> Admission:
+    """The key check that these settings ask for."""
+    return Admission(settings.api_key.get_secret_value() if settings.api_key else None)

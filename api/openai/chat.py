@@ -1,0 +1,190 @@
+"""A chat completion request as a draft: refuse what cannot be honoured, render the messages, bound the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from api.errors import InvalidParameter, Unsupported
+from api.formats import THREAD_CHARS
+from api.openai.messages import template_messages, template_tools
+from api.openai.parameters import LANE_TIERS, asked_lane, canonical_hash, ignored_fields, sampling, stopping
+from api.openai.rendering import RenderingNote
+from api.openai.schemas import ChatRequest
+from scheduler.errors import TemplateRefused
+from scheduler.jobs import Lane
+from scheduler.models import ModelCard
+from scheduler.prompts import PromptFormat
+from scheduler.requests import JobRequest
+
+CHAT_KIND = "chat.completions"
+
+RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDraft:
+    """Implements Draft."""
+
+    body: ChatRequest
+    tools: list[dict[str, Any]]
+    ignored: list[str]
+
+    @property
+    def kind(self) -> str:
+        """The job's kind."""
+        return CHAT_KIND
+
+    @property
+    def model(self) -> str:
+        """The model asked for."""
+        return self.body.model
+
+    @property
+    def lane(self) -> Lane:
+        """The lane asked for."""
+        return asked_lane(self.body)
+
+    @property
+    def streamed(self) -> bool:
+        """`stream`."""
+        return bool(self.body.stream)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest answer asked for, None for as long as fits."""
+        return self.body.max_completion_tokens or self.body.max_tokens
+
+    @property
+    def open_ended(self) -> bool:
+        """Is the length left open?"""
+        return self.max_tokens is None
+
+    @property
+    def body_hash(self) -> str:
+        """Hash of kind and body."""
+        return canonical_hash(self.kind, self.body)
+
+    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+        """Render, encode and bound. Raises ApiError, ContextTooLong, TemplateRefused."""
+        if self.tools and not card.has_tool_calling:
+            raise Unsupported("tools", f"The model {card.name!r} was not made for tool calls.")
+        variables = self._variables(card)
+        messages = template_messages(self.body.messages, card)
+        chars = sum(len(message["content"]) for message in messages)
+        if chars > THREAD_CHARS:
+            text, ids = await asyncio.to_thread(self._encode, prompts, messages, variables)
+        else:
+            text, ids = self._encode(prompts, messages, variables)
+        max_tokens = prompts.bound(len(ids), self.max_tokens)
+        markers = self._call_markers(card)
+        single_call = markers is not None and self.body.parallel_tool_calls is False
+        return JobRequest(
+            kind=CHAT_KIND,
+            model=card.name,
+            prompts=(ids,),
+            n=self.body.n or 1,
+            sampling=sampling(self.body, card),
+            stopping=stopping(self.body, card, max_tokens, *(markers or ())[1:] * single_call),
+            logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
+            rendering=self._note(card, lane, text, len(ids)).as_dict(),
+        )
+
+    def _encode(
+        self, prompts: PromptFormat, messages: list[dict[str, Any]], variables: Mapping[str, Any]
+    ) -> tuple[str, tuple[int, ...]]:
+        text = prompts.render(messages, tools=self.tools or None, **variables)
+        if self.body.continue_final_message:
+            text = _cut_after(text, messages[-1]["content"])
+        return text, prompts.encode(text, add_special_tokens=False)
+
+    def _variables(self, card: ModelCard) -> dict[str, Any]:
+        """Template variables besides the messages."""
+        variables = dict(self.body.chat_template_kwargs or {})
+        effort = self.body.reasoning_effort
+        if effort is not None:
+            template = card.chat_template or ""
+            thinks = card.think_start is not None
+            if effort != "none" and not thinks and "reasoning_effort" not in template:
+                raise Unsupported("reasoning_effort", f"The model {card.name!r} does not reason.")
+            variables["reasoning_effort"] = effort
+            if thinks:
+                variables["enable_thinking"] = effort != "none"
+        if self.body.continue_final_message:
+            variables["add_generation_prompt"] = False
+        elif self.body.add_generation_prompt is not None:
+            variables["add_generation_prompt"] = self.body.add_generation_prompt
+        return variables
+
+    def _call_markers(self, card: ModelCard) -> tuple[str, str] | None:
+        """What stands around the model's calls, when it was offered tools and closes its calls."""
+        if not self.tools or not card.tool_call_start or not card.tool_call_end:
+            return None
+        return card.tool_call_start, card.tool_call_end
+
+    def _note(self, card: ModelCard, lane: Lane, prompt: str, prompt_tokens: int) -> RenderingNote:
+        body = self.body
+        options = body.stream_options
+        call = self._call_markers(card)
+        think = (card.think_start, card.think_end) if card.think_start and card.think_end else None
+        return RenderingNote(
+            created_s=int(time.time()),
+            model=body.model,
+            choices=body.n or 1,
+            prompt_tokens=prompt_tokens,
+            service_tier=LANE_TIERS[lane],
+            include_usage=bool(options.include_usage) if options else not body.stream,
+            continuous_usage=bool(options and options.continuous_usage_stats),
+            obfuscation=bool(options and options.include_obfuscation),
+            logprobs=bool(body.logprobs),
+            think=think,
+            in_thinking=think is not None and prompt.rstrip().endswith(think[0]),
+            call=call,
+            single_call=call is not None and body.parallel_tool_calls is False,
+            user=body.user,
+            metadata=body.metadata,
+        )
+
+
+def chat_draft(body: ChatRequest) -> ChatDraft:
+    """Check a body against what this server can do. Raises ApiError by path."""
+    ignored = ignored_fields(body)
+    _check_options(body)
+    offered, more = template_tools(body.tools or [])
+    _check_tool_choice(body, offered)
+    return ChatDraft(body, [] if body.tool_choice == "none" else offered, ignored + more)
+
+
+def _check_options(body: ChatRequest) -> None:
+    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
+        raise InvalidParameter("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidParameter("top_logprobs", "top_logprobs needs logprobs: true.")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise Unsupported("response_format", "Guided output (json_object, json_schema) is not built yet.")
+    for name in RESERVED_VARIABLES:
+        if name in (body.chat_template_kwargs or {}):
+            raise InvalidParameter(f"chat_template_kwargs.{name}", "The server sets this variable itself.")
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidParameter("continue_final_message", "It cannot be combined with add_generation_prompt.")
+    if body.continue_final_message and (body.messages[-1].role != "assistant" or not body.messages[-1].content):
+        raise InvalidParameter("continue_final_message", "The last message must be an assistant's, with content.")
+
+
+def _check_tool_choice(body: ChatRequest, offered: list[dict[str, Any]]) -> None:
+    if body.tool_choice in (None, "none", "auto"):
+        if body.tool_choice == "auto" and not offered and not body.tools:
+            raise InvalidParameter("tool_choice", "tool_choice: auto needs tools.")
+        return
+    raise Unsupported("tool_choice", "Only none and auto: forced calls need guided decoding, which is not built yet.")
+
+
+def _cut_after(text: str, content: str) -> str:
+    """The rendered conversation up to the end of its last message's content."""
+    at = text.rfind(content.rstrip())
+    if at < 0:
+        raise TemplateRefused("it changes the last message, so that it cannot be continued")
+    return text[: at + len(content.rstrip())]

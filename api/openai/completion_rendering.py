@@ -1,0 +1,134 @@
+"""Frames as (legacy) text completions: texts, echo, and logprobs in four parallel lists."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from api.openai.rendering import RenderingNote, TokenBytes, finite, obfuscation, token_text, usage
+from scheduler.frames import Chunk, End, TokenLogprobs
+
+
+class _Choice:
+    """One answer as it grows; `echo` is the prompt's text in front of it."""
+
+    def __init__(self, echo: str) -> None:
+        self._echo = echo
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = len(echo)
+        self.texts: list[str] = []
+        self.logprobs: dict[str, list[Any]] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
+        self.finish_reason: str | None = None
+        self.output_tokens = 0
+
+    def feed(self, chunk: Chunk) -> str:
+        """Take a chunk in and return its text, the first one with the echo."""
+        text = chunk.text if self.texts else self._echo + chunk.text
+        self.texts.append(text)
+        self.output_tokens += len(chunk.token_ids)
+        self.finish_reason = chunk.finish_reason
+        return text
+
+    def feed_logprobs(self, logprobs: TokenLogprobs, token_bytes: TokenBytes) -> dict[str, list[Any]]:
+        """One chunk's logprobs; `text_offset` counts characters from the start of the choice's text."""
+        part: dict[str, list[Any]] = {key: [] for key in self.logprobs}
+        for token_id, logprob, top in logprobs:
+            piece = token_bytes(token_id)
+            part["tokens"].append(token_text(piece))
+            part["token_logprobs"].append(finite(logprob))
+            part["top_logprobs"].append({token_text(token_bytes(i)): finite(p) for i, p in top})
+            part["text_offset"].append(self._offset)
+            self._offset += len(self._decoder.decode(piece))
+        for key, values in part.items():
+            self.logprobs[key] += values
+        return part
+
+
+class CompletionRenderer:
+    """Implements Renderer for kind `completions`."""
+
+    def __init__(self, job_id: str, note: RenderingNote, token_bytes: TokenBytes) -> None:
+        self._note = note
+        self._token_bytes = token_bytes
+        per_prompt = note.choices // len(note.echo) if note.echo else 1
+        self._choices = [_Choice(note.echo[i // per_prompt] if note.echo else "") for i in range(note.choices)]
+        self._head = {
+            "id": f"cmpl-{job_id}",
+            "object": "text_completion",
+            "created": note.created_s,
+            "model": note.model,
+        }
+
+    @property
+    def unparsed_calls(self) -> int:
+        """None: this protocol has no tools."""
+        return 0
+
+    def opening(self) -> None:
+        """Completions have no opening event."""
+        return
+
+    def step(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """One frame as one chunk."""
+        choices = []
+        chars = 0
+        for chunk in chunks:
+            choice = self._choices[chunk.index]
+            text = choice.feed(chunk)
+            logprobs = None
+            if self._note.logprobs and chunk.logprobs is not None:
+                logprobs = choice.feed_logprobs(chunk.logprobs, self._token_bytes)
+            choices.append(
+                {"index": chunk.index, "text": text, "logprobs": logprobs, "finish_reason": chunk.finish_reason}
+            )
+            chars += len(text)
+        return self._chunk(choices, chars)
+
+    def closing(self, end: End) -> dict[str, Any] | None:
+        """The usage chunk, where the caller asked for it."""
+        if not self._note.include_usage:
+            return None
+        return {**self._chunk([], chars=0), "usage": self._usage(end)}
+
+    def whole(self, end: End) -> dict[str, Any]:
+        """The text completion object."""
+        choices = [
+            {
+                "index": index,
+                "text": "".join(choice.texts),
+                "logprobs": choice.logprobs if self._note.logprobs else None,
+                "finish_reason": choice.finish_reason or "stop",
+            }
+            for index, choice in enumerate(self._choices)
+        ]
+        return {
+            **self._head,
+            "service_tier": self._note.service_tier,
+            "choices": choices,
+            "usage": self._usage(end),
+        }
+
+    def _chunk(self, choices: list[dict[str, Any]], chars: int) -> dict[str, Any]:
+        note = self._note
+        chunk: dict[str, Any] = {**self._head, "choices": choices}
+        if note.continuous_usage:
+            chunk["usage"] = self._usage(None)
+        elif note.include_usage:
+            chunk["usage"] = None
+        if note.obfuscation:
+            chunk["obfuscation"] = obfuscation(chars)
+        return chunk
+
+    def _usage(self, end: End | None) -> dict[str, Any]:
+        return usage(
+            self._note,
+            output_tokens=sum(choice.output_tokens for choice in self._choices),
+            reasoning_tokens=0,
+            cached_tokens=int(end.data.get("cached_tokens") or 0) if end else 0,
+        )

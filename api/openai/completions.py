@@ -1,0 +1,145 @@
+"""A (legacy) completion request as a draft: one or many prompts, as text or as token ids."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from api.errors import InvalidParameter, Unsupported
+from api.formats import THREAD_CHARS
+from api.openai.parameters import (
+    LANE_TIERS,
+    asked_lane,
+    canonical_hash,
+    check_prompt_tokens,
+    ignored_fields,
+    sampling,
+    stopping,
+)
+from api.openai.rendering import RenderingNote
+from api.openai.schemas import CompletionRequest
+from scheduler.jobs import Lane
+from scheduler.models import ModelCard
+from scheduler.prompts import PromptFormat
+from scheduler.requests import JobRequest
+
+COMPLETION_KIND = "completions"
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for this endpoint."""
+
+MAX_CHOICES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionDraft:
+    """Implements Draft."""
+
+    body: CompletionRequest
+    ignored: list[str]
+
+    @property
+    def kind(self) -> str:
+        """The job's kind."""
+        return COMPLETION_KIND
+
+    @property
+    def model(self) -> str:
+        """The model asked for."""
+        return self.body.model
+
+    @property
+    def lane(self) -> Lane:
+        """The lane asked for."""
+        return asked_lane(self.body)
+
+    @property
+    def streamed(self) -> bool:
+        """`stream`."""
+        return bool(self.body.stream)
+
+    @property
+    def open_ended(self) -> bool:
+        """Never: there is a default."""
+        return False
+
+    @property
+    def body_hash(self) -> str:
+        """Hash of kind and body."""
+        return canonical_hash(self.kind, self.body)
+
+    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+        """Encode and bound. Raises ApiError, ContextTooLong."""
+        listed = _listed(self.body.prompt)
+        if sum(len(prompt) for prompt in listed) > THREAD_CHARS:
+            encoded = await asyncio.to_thread(_encode, listed, card, prompts)
+        else:
+            encoded = _encode(listed, card, prompts)
+        asked = self.body.max_tokens or DEFAULT_MAX_TOKENS
+        longest = max(len(ids) for ids in encoded)
+        max_tokens = prompts.bound(longest, asked)
+        echo = [p if isinstance(p, str) else prompts.decode(p) for p in listed] if self.body.echo else []
+        return JobRequest(
+            kind=COMPLETION_KIND,
+            model=card.name,
+            prompts=encoded,
+            n=self.body.n or 1,
+            sampling=sampling(self.body, card),
+            stopping=stopping(self.body, card, max_tokens),
+            logprobs=self.body.logprobs,
+            rendering=self._note(lane, encoded, echo).as_dict(),
+        )
+
+    def _note(self, lane: Lane, prompts: tuple[tuple[int, ...], ...], echo: list[str]) -> RenderingNote:
+        body = self.body
+        options = body.stream_options
+        return RenderingNote(
+            created_s=int(time.time()),
+            model=body.model,
+            choices=len(prompts) * (body.n or 1),
+            prompt_tokens=sum(len(ids) for ids in prompts),
+            service_tier=LANE_TIERS[lane],
+            include_usage=bool(options.include_usage) if options else not body.stream,
+            continuous_usage=bool(options and options.continuous_usage_stats),
+            obfuscation=bool(options and options.include_obfuscation),
+            logprobs=body.logprobs is not None,
+            echo=tuple(echo),
+            user=body.user,
+        )
+
+
+def completion_draft(body: CompletionRequest) -> CompletionDraft:
+    """Check a body against what this server can do. Raises ApiError by path."""
+    ignored = ignored_fields(body)
+    n = body.n or 1
+    if body.best_of is not None and body.best_of != n:
+        raise Unsupported("best_of", "Only the value of n: answers are not ranked.")
+    if body.echo and body.logprobs is not None:
+        raise Unsupported("echo", "Not together with logprobs: the prompt's log probabilities are not computed.")
+    if len(_listed(body.prompt)) * n > MAX_CHOICES:
+        raise InvalidParameter("prompt", f"Prompts times n may be {MAX_CHOICES} at most.")
+    return CompletionDraft(body, ignored)
+
+
+def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """All four forms of `prompt` as a list of prompts."""
+    if isinstance(prompt, str):
+        return [prompt]
+    token_ids = [item for item in prompt if isinstance(item, int)]
+    if token_ids:
+        return [token_ids]
+    return [item for item in prompt if not isinstance(item, int)]
+
+
+def _encode(listed: list[str | list[int]], card: ModelCard, prompts: PromptFormat) -> tuple[tuple[int, ...], ...]:
+    encoded = []
+    for prompt in listed:
+        if isinstance(prompt, str):
+            ids = prompts.encode(prompt, add_special_tokens=True)
+        else:
+            ids = check_prompt_tokens(prompt, card, "prompt")
+        if not ids:
+            raise InvalidParameter("prompt", "A prompt needs at least one token.")
+        encoded.append(ids)
+    return tuple(encoded)

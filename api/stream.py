@@ -1,0 +1,215 @@
+"""Frames → server-sent events of the caller's protocol, with comments while nothing happens, and a proper end always.
+
+One frame is one event, and its `id:` is the frame's; events that are not stored (opening, [DONE]) carry none.
+Comments have no blank line behind them: the openai SDK takes `\\n\\n` after an id for an event without data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from api.departure import Departure
+from api.errors import ApiError, Draining, api_error, end_error
+from api.following import position
+from api.metrics import AnswerMeter
+from api.node import Node
+from api.openai.rendering import Renderer
+from scheduler.errors import FarmError, QueueUnavailable
+from scheduler.frames import START, End, Frame, FrameId
+from scheduler.jobs import JobState
+
+SLOW_READER_S = 60.0
+"""A client that takes nothing for this long is cut off."""
+
+TICK_S = 1.0
+"""How often a silent stream looks around: for a client that has left, a drain, a place in the queue."""
+
+DONE = b"data: [DONE]\n\n"
+
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+Frames = AsyncGenerator[Frame | None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """One job being answered. `stays`: it goes on when the client leaves. `meter` None: a replay, not to be counted."""
+
+    node: Node
+    job_id: str
+    renderer: Renderer
+    frames: Frames
+    stays: bool
+    meter: AnswerMeter | None
+
+    def client_left(self) -> None:
+        """Cancel the job, unless it stays or this node is the one that leaves."""
+        self.node.metrics.disconnects.inc()
+        if self.meter is not None:
+            self.meter.failed("abandoned")
+        if not self.stays and not self.node.drain.draining:
+            self.node.spawn(cancel_quietly(self.node, self.job_id, "disconnect"))
+
+    def ended(self, end: End) -> None:
+        """Count the end."""
+        if self.meter is None:
+            return
+        if end.state is JobState.FINISHED:
+            self.meter.finished(str(end.data.get("finish_reason") or "stop"), self.renderer.unparsed_calls)
+        else:
+            self.meter.failed(end.state.value)
+
+
+class EventStream(Response):
+    """Streams one job. `after` is the last frame that the client has seen: earlier ones are rendered silently."""
+
+    def __init__(self, answering: Answering, headers: Mapping[str, str], after: FrameId = START) -> None:
+        super().__init__(None, 200, {**STREAM_HEADERS, **headers}, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._answering = answering
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        answering = self._answering
+        with answering.node.drain.answering():
+            async with Departure(receive) as departure, aclosing(answering.frames):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async with aclosing(self._events(departure)) as events:
+                    try:
+                        async for event in events:
+                            async with asyncio.timeout(SLOW_READER_S):
+                                await send({"type": "http.response.body", "body": event, "more_body": True})
+                    except TimeoutError:
+                        answering.client_left()
+                        return
+                if departure.gone:
+                    answering.client_left()
+                else:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self, departure: Departure) -> AsyncGenerator[bytes, None]:
+        """Everything the client gets; ends early when it has left."""
+        answering = self._answering
+        opening = answering.renderer.opening()
+        if opening is not None and self._after == START:
+            yield sse(opening, None)
+        silence = _Silence(answering)
+        try:
+            async for frame in answering.frames:
+                if departure.gone:
+                    return
+                if answering.node.drain.over:
+                    yield b"retry: 1000\n" + sse(Draining(answering.job_id).body(), None)
+                    return
+                if frame is None:
+                    comment = await silence.comment()
+                else:
+                    silence.broken()
+                    comment = b"".join(self._frame(frame))
+                if comment:
+                    yield comment
+        except FarmError as error:
+            yield sse(api_error(error).body(), None)
+
+    def _frame(self, frame: Frame) -> list[bytes]:
+        """The events of one frame."""
+        answering = self._answering
+        if isinstance(frame.body, End):
+            answering.ended(frame.body)
+            return self._end(frame.id, frame.body)
+        if answering.meter is not None:
+            answering.meter.frame()
+        event = answering.renderer.step(frame.body)
+        return [sse(event, frame.id)] if position(frame.id) > position(self._after) else []
+
+    def _end(self, frame_id: FrameId, end: End) -> list[bytes]:
+        if end.state is not JobState.FINISHED:
+            return [sse(end_error(end).body(), frame_id)]
+        closing = self._answering.renderer.closing(end)
+        return [DONE] if closing is None else [sse(closing, frame_id), DONE]
+
+
+class _Silence:
+    """What to say while no frame comes: the place in the queue, or that the line is alive."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+        self._spoke_s = time.monotonic()
+        self._position: int | None = None
+        self._waiting = True
+
+    def broken(self) -> None:
+        """A frame has come."""
+        self._waiting = False
+        self._spoke_s = time.monotonic()
+
+    async def comment(self) -> bytes:
+        """A comment line, or nothing if one was sent lately."""
+        due = time.monotonic() - self._spoke_s >= self._answering.node.settings.keepalive_s
+        place = await self._place() if self._waiting else None
+        moved, self._position = place is not None and place != self._position, place
+        if not due and not moved:
+            return b""
+        self._spoke_s = time.monotonic()
+        return f": queued position={place}\n".encode() if place is not None else b": keep-alive\n"
+
+    async def _place(self) -> int | None:
+        try:
+            return await self._answering.node.queue.position(self._answering.job_id)
+        except QueueUnavailable:
+            return None
+
+
+class ClientLeft(Exception):
+    """Nobody reads the answer any more."""
+
+
+async def collect(answering: Answering, departure: Departure) -> dict[str, Any]:
+    """Wait for a job's end and return the whole answer. Raises ApiError, ClientLeft, UnknownJob, RecordUnavailable."""
+    with answering.node.drain.answering():
+        async with aclosing(answering.frames) as frames:
+            async for frame in frames:
+                if departure.gone:
+                    answering.client_left()
+                    raise ClientLeft
+                if answering.node.drain.over:
+                    raise Draining(answering.job_id)
+                if frame is not None and isinstance(frame.body, End):
+                    answering.ended(frame.body)
+                    return whole_answer(answering.renderer, frame.body)
+                if frame is not None and not isinstance(frame.body, End):
+                    if answering.meter is not None:
+                        answering.meter.frame()
+                    answering.renderer.step(frame.body)
+    raise ApiError(500, "The job's frames ended without an end.")
+
+
+def whole_answer(renderer: Renderer, end: End) -> dict[str, Any]:
+    """The body of a finished job. Raises ApiError for any other end."""
+    if end.state is not JobState.FINISHED:
+        raise end_error(end)
+    return renderer.whole(end)
+
+
+async def cancel_quietly(node: Node, job_id: str, by: str) -> None:
+    """Cancel, or leave it to the job's deadline when the queue is away."""
+    try:
+        await node.queue.cancel(job_id, by)
+    except QueueUnavailable:
+        return
+
+
+def sse(data: dict[str, Any], frame_id: FrameId | None) -> bytes:
+    """One event; https://html.spec.whatwg.org/multipage/server-sent-events.html."""
+    payload = b"data: " + orjson.dumps(data) + b"\n\n"
+    return payload if frame_id is None else f"id: {frame_id}\n".encode() + payload

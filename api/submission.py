@@ -1,0 +1,115 @@
+"""From a draft to an accepted job: route, render, bound, submit; or commit to SQL first for an async one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import structlog
+from ulid import ULID
+
+from api.call import Call
+from api.draft import Draft
+from api.errors import ApiError
+from api.node import Node
+from api.openai.parameters import UNASKED_COST_TOKENS
+from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
+from scheduler.job_ids import new_job_id
+from scheduler.queue import NewJob
+from scheduler.requests import JobRequest
+from scheduler.routing import choose
+
+log = structlog.get_logger()
+
+ASYNC_KEYS = "async/"
+"""Async jobs have their own space of idempotency keys: SQL is their authority, Redis that of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job that the farm has taken on. `job` None: an earlier request with the same key has made it."""
+
+    id: str
+    request: JobRequest
+    job: NewJob | None
+
+
+async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> NewJob:
+    """Everything before the queue. Raises ApiError, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable."""
+    route = choose(node.rules.current, model=draft.model, lane=call.lane or draft.lane)
+    card = await node.catalog.get(route.model)
+    prompts = await node.formats.get(card)
+    request = await draft.request(card, prompts, route.lane)
+    key = call.idempotency_key
+    return NewJob(
+        id=_job_id(node.settings.shards, call.caller.tenant, key),
+        request=request,
+        pool=card.name,
+        tenant=call.caller.tenant,
+        lane=route.lane,
+        route=route.rule,
+        rule_version=route.rule_version,
+        model_asked=draft.model,
+        request_id=call.request_id,
+        durable=durable,
+        deadline_ms=_deadline_ms(node, draft, call, durable),
+        node="" if durable else node.name,
+        idempotency_key=(ASYNC_KEYS if durable else "") + key if key else "",
+        body_hash=draft.body_hash if key else "",
+        cost_tokens=_open_cost(request) if draft.open_ended else 0,
+    )
+
+
+async def submit(node: Node, job: NewJob) -> Accepted:
+    """Give a job to the queue. Raises QueueFull, IdempotencyConflict, QueueUnavailable, ApiError."""
+    job_id = await node.queue.submit(job)
+    if job_id == job.id:
+        return Accepted(job_id, job.request, job)
+    request = await node.queue.body(job_id)
+    if request is None:
+        raise ApiError(409, f"The result of job {job_id} (same Idempotency-Key) is no longer kept.", code="conflict")
+    return Accepted(job_id, request, None)
+
+
+async def accept(node: Node, job: NewJob) -> str:
+    """Commit an async job, then tell the queue (a relay does it later where that fails); return the job's id.
+
+    Raises RecordUnavailable, IdempotencyConflict; nothing was accepted then.
+    """
+    try:
+        job_id = await node.store.accept(job)
+    except IdempotencyConflict as error:
+        raise IdempotencyConflict(job.idempotency_key.removeprefix(ASYNC_KEYS)) from error
+    if job_id != job.id:
+        return job_id
+    try:
+        await node.queue.submit(job)
+        await node.store.relayed(job.id)
+    except (QueueUnavailable, QueueFull, RecordUnavailable) as error:
+        log.warning("accepted, to be relayed later", job=job.id, error=str(error))
+    return job_id
+
+
+def _job_id(shards: int, tenant: str, key: str) -> str:
+    """A new id; with an idempotency key in the key's shard, where its first use is remembered."""
+    if not key:
+        return new_job_id(shards)
+    digest = hashlib.sha256(f"{tenant}:{key}".encode()).digest()
+    return f"{int.from_bytes(digest[:8]) % shards}-{ULID()}"
+
+
+def _deadline_ms(node: Node, draft: Draft, call: Call, durable: bool) -> int:
+    """How long the job may take: what the caller said; a unary caller's SDK says how long it will wait. 0: no limit."""
+    if call.timeout_s is not None:
+        return round(call.timeout_s * 1000)
+    if durable:
+        return 0
+    patience_s = call.patience_s if call.patience_s and not draft.streamed and not call.stays else math.inf
+    return round(min(patience_s, node.settings.request_timeout_s) * 1000)
+
+
+def _open_cost(request: JobRequest) -> int:
+    """What an answer of open length counts for in the queue: not the whole context that it may fill."""
+    length = min(request.stopping.max_tokens, UNASKED_COST_TOKENS)
+    return request.prompt_tokens + length * request.choices

@@ -1,0 +1,63 @@
+"""A worker that also notes when its engine got each prompt and made each frame.
+
+For bench/serving.py: `python -m bench.recording_worker FILE`. The note is written at the end, as JSON:
+{"submitted": {job: s}, "produced": {job: [s, …]}} in CLOCK_MONOTONIC seconds, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import uvloop
+
+import workers.model_process
+from scheduler.process import configure_logs, stop_event
+from scheduler.settings import WorkerSettings
+from workers.engine import Chunk, Prompt
+from workers.engine_thread import EngineThread
+
+submitted: dict[str, float] = {}
+produced: dict[str, list[float]] = defaultdict(list)
+
+
+class RecordingThread(EngineThread):
+    """An engine thread that keeps times."""
+
+    def submit(self, prompt: Prompt) -> None:
+        """Note when the engine got the prompt."""
+        submitted[prompt.id.partition("/")[0]] = time.monotonic()
+        super().submit(prompt)
+
+
+class RecordingProcess(workers.model_process.ModelProcess):
+    """A model process that keeps times."""
+
+    def _on_chunks(self, chunks: list[Chunk]) -> None:
+        now_s = time.monotonic()
+        for chunk in chunks:
+            produced[chunk.prompt_id.partition("/")[0]].append(now_s)
+        super()._on_chunks(chunks)
+
+
+async def serve(settings: WorkerSettings) -> int:
+    """Run the process to its end."""
+    return await RecordingProcess(settings).run(stop_event())
+
+
+def main() -> None:
+    """Serve, then write the note."""
+    workers.model_process.EngineThread = RecordingThread  # type: ignore[misc]
+    settings = WorkerSettings()
+    configure_logs(settings.log_level, settings.log_format)
+    code = uvloop.run(serve(settings))
+    Path(sys.argv[1]).write_text(json.dumps({"submitted": submitted, "produced": produced}))
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

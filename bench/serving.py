@@ -1,0 +1,156 @@
+"""What does serving cost over the bare engine? `python -m bench.serving` prints one table.
+
+Same model, same prompts, one run, interleaved repeats: the bare engine loop in a process of its own against the whole
+farm (HTTP, Redis, scheduler, SQL) with streaming clients. Delivery is measured directly: the worker notes when a frame
+was made, the client when its SSE event arrived (one clock). TTFT overhead is everything before the engine has the
+prompt plus the delivery of the first frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from bench.bare_engine import OUTPUT_TOKENS, prompts
+from bench.models import build_qwen3
+from bench.valkey_server import valkey_server
+
+
+@dataclass
+class Stream:
+    """One client's view: when it asked, and when each event arrived (CLOCK_MONOTONIC, s)."""
+
+    job_id: str = ""
+    asked_s: float = 0.0
+    arrived_s: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Served:
+    """One served round."""
+
+    tokens_per_s: float
+    delivery_ms: list[float]
+    ttft_overhead_ms: list[float]
+    ttft_ms: list[float]
+    api_rss_mb: float
+
+
+def bare(model: Path, streams: int) -> float:
+    """Tokens per second of the engine loop alone, in a process of its own, model already loaded."""
+    command = [sys.executable, "-m", "bench.bare_engine", str(model), str(streams)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a process of the farm and wait until it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("READY "):
+            return process
+    raise RuntimeError(f"{arguments} did not start")
+
+
+async def ask(client: httpx2.AsyncClient, ids: list[int], length: int) -> Stream:
+    """One streamed completion."""
+    body = {"model": "bench", "prompt": ids, "max_tokens": length, "temperature": 0, "ignore_eos": True, "stream": True}
+    stream = Stream(asked_s=time.monotonic())
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200, await response.aread()
+        stream.job_id = response.headers["farm-job-id"]
+        async for line in response.aiter_lines():
+            if line.startswith("id:"):
+                stream.arrived_s.append(time.monotonic())
+    return stream
+
+
+async def ask_all(url: str, streams: int) -> tuple[list[Stream], float]:
+    """All streams at once; how long the whole took."""
+    limits = httpx2.Limits(max_connections=streams)
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+        await asyncio.gather(*(ask(client, ids, 4) for ids in prompts(streams)))
+        began_s = time.monotonic()
+        answers = await asyncio.gather(*(ask(client, ids, OUTPUT_TOKENS) for ids in prompts(streams)))
+        return list(answers), time.monotonic() - began_s
+
+
+def served(model: Path, streams: int, port: int) -> Served:
+    """One round through the whole farm."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, valkey_server(Path(folder)) as redis_url:
+        note = Path(folder) / "times.json"
+        environment = os.environ | {
+            "FARM_HOME": folder,
+            "FARM_REDIS_URL": redis_url,
+            "FARM_MODEL": str(model),
+            "FARM_MODEL_NAME": "bench",
+            "FARM_PORT": str(port),
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": "100000000000",
+            "MALLOC_TOP_PAD_": "268435456",
+        }
+        worker = start(["bench.recording_worker", str(note)], environment)
+        others = [start([role], environment) for role in ("scheduler", "api")]
+        answers, elapsed_s = asyncio.run(ask_all(f"http://127.0.0.1:{port}", streams))
+        rss_mb = psutil.Process(others[1].pid).memory_info().rss / 2**20
+        for process in (others[1], worker, others[0]):
+            process.terminate()
+            process.wait(30)
+        times = json.loads(note.read_text())
+    tokens_per_s = streams * OUTPUT_TOKENS / elapsed_s
+    return Served(tokens_per_s, *delays(answers, times), rss_mb)
+
+
+def delays(answers: list[Stream], times: dict[str, Any]) -> tuple[list[float], list[float], list[float]]:
+    """Delivery of each frame, TTFT overhead and TTFT of each stream, in ms."""
+    delivery, overhead, ttft = [], [], []
+    for answer in answers:
+        made = times["produced"][answer.job_id]
+        first = (answer.arrived_s[0] - made[0]) * 1000
+        delivery += [(arrived - at) * 1000 for at, arrived in zip(made, answer.arrived_s, strict=False)]
+        overhead.append((times["submitted"][answer.job_id] - answer.asked_s) * 1000 + first)
+        ttft.append((answer.arrived_s[0] - answer.asked_s) * 1000)
+    return delivery, overhead, ttft
+
+
+def main() -> None:
+    """Parse the arguments, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--port", type=int, default=8765)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        model = build_qwen3(Path(folder) / "qwen3-120m")
+        print(f"{'run':>3} {'bare tok/s':>10} {'served tok/s':>12} {'ratio':>6} {'delivery p50/p95 ms':>20} "
+              f"{'TTFT overhead p50 ms':>21} {'TTFT p50 ms':>12} {'API RSS MB':>10}")  # fmt: skip
+        ratios = []
+        for run in range(arguments.repeats):
+            alone = bare(model, arguments.streams)
+            farm = served(model, arguments.streams, arguments.port)
+            ratios.append(farm.tokens_per_s / alone)
+            p95 = statistics.quantiles(farm.delivery_ms, n=20)[-1]
+            delivery = f"{statistics.median(farm.delivery_ms):.1f} / {p95:.1f}"
+            print(f"{run:3} {alone:10.1f} {farm.tokens_per_s:12.1f} {ratios[-1]:6.3f} {delivery:>20} "
+                  f"{statistics.median(farm.ttft_overhead_ms):21.1f} {statistics.median(farm.ttft_ms):12.0f} "
+                  f"{farm.api_rss_mb:10.0f}")  # fmt: skip
+        print(f"served / bare, median of {len(ratios)}: {statistics.median(ratios):.3f} ({arguments.streams} streams)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A whole farm in one event loop: real Valkey and SQL, API nodes on real ports, and a worker that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from redis.asyncio import Redis
+
+from scheduler.queue import JobQueue
+from scheduler.settings import ApiSettings
+from tests.api.scripted_farm import NodeServer, ScriptedWorker
+
+StartNode = Callable[..., Awaitable[NodeServer]]
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    """The queue on the test's Redis."""
+    return JobQueue(redis)
+
+
+@pytest.fixture
+async def worker(redis: Redis, queue: JobQueue) -> AsyncIterator[ScriptedWorker]:
+    """A worker that plays `worker.script`."""
+    scripted = ScriptedWorker(redis, queue)
+    await scripted.announce()
+    task = asyncio.create_task(scripted.run())
+    yield scripted
+    scripted.resume.set()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def start_node(redis_server: Any, redis: Redis, database_url: str, tmp_path: Path) -> AsyncIterator[StartNode]:
+    """Start API nodes of one farm; keyword arguments change their settings."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**changes: Any) -> NodeServer:
+            defaults = {"home": tmp_path, "redis_url": redis_server.url, "database_url": database_url}
+            server = NodeServer(ApiSettings(**{**defaults, **changes}))
+            task = asyncio.create_task(server.serve())
+            stack.push_async_callback(_stop, server, task)
+            async with asyncio.timeout(20):
+                while not server.started:
+                    assert not task.done(), task.result()
+                    await asyncio.sleep(0.005)
+            await server.node.rules.refresh()
+            return server
+
+        yield start
+
+
+async def _stop(server: NodeServer, task: asyncio.Task[None]) -> None:
+    server.drain.end_answers()
+    server.should_exit = True
+    await task
+
+
+@pytest.fixture
+async def server(start_node: StartNode) -> NodeServer:
+    """One API node."""
+    return await start_node()
+
+
+@pytest.fixture
+async def client(server: NodeServer) -> AsyncIterator[httpx2.AsyncClient]:
+    """Plain HTTP to the node."""
+    async with httpx2.AsyncClient(base_url=server.url, timeout=20) as http:
+        yield http
+
+
+@pytest.fixture
+async def sdk(server: NodeServer) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The openai SDK, without retries."""
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as sdk:
+        yield sdk

@@ -1,0 +1,258 @@
+"""What the API tests share: a tiny model, a worker that follows a script, API nodes on real ports, stream reading."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import uvicorn
+from redis.asyncio import Redis
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from api.app import create_app
+from api.drain import Drain
+from api.node import Node
+from scheduler.events import EventType
+from scheduler.frames import Chunk, FrameId
+from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
+from scheduler.queue import Claimed, JobQueue
+from scheduler.requests import JobRequest
+from scheduler.settings import ApiSettings
+from scheduler.tokens import Emission, EmitCode, TokenLog
+from scheduler.workers import WorkerBoard
+
+MODEL = "tiny/model"
+CONTEXT_TOKENS = 400
+
+TEMPLATE = """{%- for message in messages -%}
+{%- if message.content == 'explode' -%}{{- raise_exception('this model does not explode') -}}{%- endif -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
+{% endfor -%}
+{%- for tool in tools or [] -%}{{- tool | tojson -}}{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% if enable_thinking %}<think>
+{% endif %}{%- endif -%}"""
+
+
+def byte_tokenizer() -> str:
+    """A tokenizer whose tokens are single bytes, with two special tokens behind them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_end|>")])
+    return str(tokenizer.to_str())
+
+
+TOKENIZER_JSON = byte_tokenizer()
+TOKENIZER = Tokenizer.from_str(TOKENIZER_JSON)
+
+
+def make_card(**changes: Any) -> ModelCard:
+    """The tiny model's card."""
+    card = ModelCard(
+        name=MODEL,
+        created_s=1_700_000_000,
+        context_tokens=CONTEXT_TOKENS,
+        vocab_tokens=258,
+        tokenizer_sha256=tokenizer_hash(TOKENIZER_JSON),
+        chat_template=TEMPLATE,
+        bos_token=None,
+        eos_token="<|im_end|>",
+        eos_token_ids=(257,),
+        think_start="<think>",
+        think_end="</think>",
+        has_tool_calling=True,
+        tool_call_start="<tool_call>",
+        tool_call_end="</tool_call>",
+        engine="scripted",
+        parameters=1,
+        weight_bytes=4,
+    )
+    return replace(card, **changes)
+
+
+def prompt_text(request: JobRequest) -> str:
+    """What the worker was given, as text."""
+    return str(TOKENIZER.decode(list(request.prompts[0]), skip_special_tokens=False))
+
+
+@dataclass
+class Script:
+    """What the worker says: one list of pieces per choice (the last list repeats), then `finish_reason`.
+
+    `hold_before` = k waits before the k-th step until `resume` is set. `fail` ends the job as failed instead.
+    """
+
+    choices: list[list[str]] = field(default_factory=lambda: [["Hello", ", ", "world", "!"]])
+    finish_reason: str = "stop"
+    stop_string: str | None = None
+    hold_before: int | None = None
+    fail: dict[str, str] | None = None
+    cached_tokens: int = 0
+
+    def pieces(self, choice: int) -> list[str]:
+        """The text of one choice."""
+        return self.choices[min(choice, len(self.choices) - 1)]
+
+
+class ScriptedWorker:
+    """Claims jobs of the tiny model and plays its script; every token of a piece is one byte."""
+
+    def __init__(self, redis: Redis, queue: JobQueue) -> None:
+        self.script = Script()
+        self.resume = asyncio.Event()
+        self.held = asyncio.Event()
+        self.requests: list[JobRequest] = []
+        self.cancelled: list[str] = []
+        self.stopped = asyncio.Event()
+        self.name = f"scripted-{uuid.uuid4().hex[:6]}"
+        self._redis = redis
+        self._queue = queue
+        self._log = TokenLog(queue)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def announce(self, card: ModelCard | None = None) -> None:
+        """Publish the card and the figures, and begin the lease."""
+        card = card or make_card()
+        await ModelCatalog(self._redis).publish(card, TOKENIZER_JSON)
+        await self._queue.heartbeat(self.name, [], register=True)
+        figures = {"model": card.name, "running": 1, "waiting": 0, "generated_tokens_total": 42, "kv_bytes": 7}
+        await WorkerBoard(self._redis).publish(self.name, figures, ttl_s=60)
+
+    async def run(self) -> None:
+        """Claim and play for ever."""
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as wakeups:
+            await wakeups.subscribe(f"{{farm.0}}:wake:{MODEL}")
+            while True:
+                await self._queue.heartbeat(self.name, [])
+                nonce = uuid.uuid4().hex[:8]
+                for job in await self._queue.claim(self.name, MODEL, rows=64, nonce=nonce, idle=True):
+                    self.requests.append(job.request)
+                    task = asyncio.create_task(self._play(job, self.script))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                await wakeups.get_message(timeout=0.5)
+
+    async def _play(self, job: Claimed, script: Script) -> None:
+        count = job.request.choices
+        steps = max(len(script.pieces(choice)) for choice in range(count))
+        for step in range(steps):
+            if script.hold_before == step:
+                self.held.set()
+                await self.resume.wait()
+            chunks = tuple(_chunk(job.request, script, choice, step) for choice in range(count) if _has(script, choice, step))
+            emission = Emission(job.id, job.token, FrameId(job.generation, step + 1), chunks)
+            [code] = await self._log.emit([emission])
+            if code is EmitCode.CANCELLED:
+                self.cancelled.append(job.id)
+                await self._queue.finish(job.id, job.token, EventType.CANCELLED, {"output_tokens": step + 1})
+                self.stopped.set()
+                return
+        data: dict[str, Any] = {"output_tokens": steps, "cached_tokens": script.cached_tokens}
+        if script.fail is not None:
+            await self._queue.finish(job.id, job.token, EventType.FAILED, data | script.fail)
+            return
+        await self._queue.finish(job.id, job.token, EventType.FINISHED, data | {"finish_reason": script.finish_reason})
+
+
+def _has(script: Script, choice: int, step: int) -> bool:
+    return step < len(script.pieces(choice))
+
+
+def _chunk(request: JobRequest, script: Script, choice: int, step: int) -> Chunk:
+    pieces = script.pieces(choice)
+    ids = tuple(TOKENIZER.encode(pieces[step], add_special_tokens=False).ids)
+    last = step == len(pieces) - 1
+    logprobs = None
+    if request.logprobs is not None:
+        top = tuple((i, float("-inf") if i else -0.5) for i in range(request.logprobs))
+        logprobs = tuple((token_id, -0.25, top) for token_id in ids)
+    return Chunk(
+        choice,
+        ids,
+        pieces[step],
+        logprobs,
+        script.finish_reason if last else None,
+        script.stop_string if last else None,
+    )
+
+
+class NodeServer(uvicorn.Server):
+    """An API node in this event loop, on a port of its own; signals stay with pytest."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.drain = Drain()
+        self.app = create_app(settings, self.drain)
+        config = uvicorn.Config(self.app, port=0, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=5)
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None."""
+        yield
+
+    @property
+    def node(self) -> Node:
+        """What its endpoints work with."""
+        node: Node = self.app.state.node
+        return node
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}"
+
+
+def chat_body(**changes: Any) -> dict[str, Any]:
+    """A chat request."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **changes}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event."""
+
+    id: str | None
+    data: str
+
+
+async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
+    """Server-sent events of a response's lines; comments are skipped."""
+    event_id: str | None = None
+    data: list[str] = []
+    async for line in lines:
+        if line.startswith("id: "):
+            event_id = line[4:]
+        elif line.startswith("data: "):
+            data.append(line[6:])
+        elif not line and data:
+            yield Event(event_id, "\n".join(data))
+            event_id, data = None, []
+
+
+async def all_events(http: httpx2.AsyncClient, method: str, url: str, **kwargs: Any) -> list[Event]:
+    """Read a whole stream."""
+    async with http.stream(method, url, **kwargs) as response:
+        assert response.status_code == 200, await response.aread()
+        return [event async for event in read_events(response.aiter_lines())]
+
+
+async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for something that has no signal of its own."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            value = condition()
+            if value if isinstance(value, bool) else await value:
+                return
+            await asyncio.sleep(0.005)

@@ -1,0 +1,159 @@
+"""A whole farm of real processes on a Redis and a database of its own, for tests that talk to it as its users do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+READY_S = 60
+
+
+@dataclass
+class Role:
+    """One process of the farm; `facts` is its READY line, `log` what it has written to stderr so far."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+    log: list[str]
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout_s: float = 40) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+@dataclass
+class Farm:
+    """Redis, database, scheduler, API nodes and a worker. `environment` is what every process gets."""
+
+    redis: Any
+    database_url: str
+    environment: dict[str, str]
+    scheduler: Role
+    apis: list[Role]
+    worker: Role
+    roles: list[Role] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Base URL of the first API node."""
+        return str(self.apis[0].facts["url"])
+
+    def start(self, role: str, **environment: str) -> Role:
+        """Start one more process and wait until it is ready."""
+        started = start_role(role, self.environment | environment)
+        self.roles.append(started)
+        return started
+
+    def model_pid(self) -> int:
+        """The process that holds the model."""
+        workers = httpx2.get(f"{self.url}/admin/workers").json()["data"]
+        return int(workers[-1]["pid"])
+
+    def query(self, sql: str) -> list[dict[str, Any]]:
+        """Rows of a read-only SELECT, as `mlx-farm audit query` gets them."""
+        command = [sys.executable, "-m", "scheduler", "sql", sql, "--json", "--limit", "100000"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+
+def start_role(role: str, environment: dict[str, str]) -> Role:
+    """`python -m <role>`; returns once it has said READY."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", role],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log: list[str] = []
+    assert process.stdout is not None
+    assert process.stderr is not None
+    threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True).start()
+    watchdog = threading.Timer(READY_S, process.kill)
+    watchdog.start()
+    for line in process.stdout:
+        if line.startswith("READY "):
+            watchdog.cancel()
+            threading.Thread(target=lambda: list(process.stdout or ()), daemon=True).start()
+            return Role(process, json.loads(line.removeprefix("READY ")), log)
+    raise RuntimeError(f"{role} did not get ready:\n" + "".join(log))
+
+
+@pytest.fixture(scope="session")
+def start_farm(
+    start_redis: Callable[[], Any], new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Farm]]:
+    """Start farms that are stopped at the end of the run; keywords become FARM_… settings."""
+    farms: list[Farm] = []
+
+    def start(*, apis: int = 1, **settings: str) -> Farm:
+        redis, database_url = start_redis(), new_database()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("FARM_")}
+        environment |= {
+            "FARM_HOME": str(tmp_path_factory.mktemp("home")),
+            "FARM_REDIS_URL": redis.url,
+            "FARM_DATABASE_URL": database_url,
+            "FARM_PORT": "0",
+            "FARM_SUPERVISED": "1",
+            "FARM_LOG_FORMAT": "json",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            **{f"FARM_{key.upper()}": value for key, value in settings.items()},
+        }
+        worker = start_role("workers", environment)
+        scheduler = start_role("scheduler", environment)
+        nodes = [start_role("api", environment) for _ in range(apis)]
+        farms.append(Farm(redis, database_url, environment, scheduler, nodes, worker, [worker, scheduler, *nodes]))
+        return farms[-1]
+
+    yield start
+    for farm in farms:
+        for role in reversed(farm.roles):
+            if role.process.poll() is None:
+                role.process.send_signal(signal.SIGTERM)
+        for role in farm.roles:
+            try:
+                role.process.wait(30)
+            except subprocess.TimeoutExpired:
+                role.kill()
+
+
+@pytest.fixture(scope="session")
+def farm(start_farm: Callable[..., Farm]) -> Farm:
+    """The farm that tests share when they do it no harm."""
+    return start_farm()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """Call until the answer is true, at most `timeout_s`; returns it."""
+
+    def wait(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+        deadline_s = time.monotonic() + timeout_s
+        pause = threading.Event()
+        while not (answer := condition()):
+            assert time.monotonic() < deadline_s, "it did not happen in time"
+            pause.wait(0.05)
+        return answer
+
+    return wait

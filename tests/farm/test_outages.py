@@ -1,0 +1,81 @@
+"""Servers go away and come back: what was accepted is answered, the rest refused at once, processes stay up."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+QUESTION = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0, "max_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def shaky(start_farm: Callable[..., Any]) -> Any:
+    """A farm whose servers are stopped."""
+    return start_farm(lease_s="3")
+
+
+def ask(farm: Any, **headers: str) -> httpx2.Response:
+    return httpx2.post(f"{farm.url}/v1/chat/completions", json=QUESTION, headers=headers, timeout=60)
+
+
+def test_a_dead_redis_means_503_with_retry_after_and_recovery(shaky: Any, eventually: Callable[..., Any]) -> None:
+    assert ask(shaky).status_code == 200
+    shaky.redis.kill()
+    began_s = time.monotonic()
+    refused = ask(shaky)
+    assert refused.status_code == 503
+    assert float(refused.headers["retry-after"]) > 0
+    assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
+    assert time.monotonic() - began_s < 5
+    assert httpx2.get(f"{shaky.url}/livez").status_code == 200
+    assert httpx2.get(f"{shaky.url}/readyz").status_code == 503
+    shaky.redis.start()
+    eventually(lambda: ask(shaky).status_code == 200, timeout_s=30)
+
+
+def test_a_stream_goes_on_after_redis_was_killed_in_the_middle(shaky: Any, eventually: Callable[..., Any]) -> None:
+    body = QUESTION | {"stream": True, "max_tokens": 300, "ignore_eos": True}
+    with httpx2.stream("POST", f"{shaky.url}/v1/chat/completions", json=body, timeout=60) as response:
+        whole = [line for line in response.iter_lines() if line.startswith("id:")]
+    lines: list[str] = []
+    with httpx2.stream("POST", f"{shaky.url}/v1/chat/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            lines.append(line)
+            if line == "id: 1-20":
+                shaky.redis.kill()
+                shaky.redis.start()
+    assert lines.count("data: [DONE]") == 1
+    ids = [line for line in lines if line.startswith("id:")]
+    assert ids == [f"id: 1-{n}" for n in range(1, len(ids) + 1)]
+    assert len(ids) > 20
+    assert whole[-1]
+
+
+@pytest.mark.usefixtures("only_sqlite")
+def test_a_locked_database_delays_the_record_and_nothing_else(shaky: Any, eventually: Callable[..., Any]) -> None:
+    path = shaky.database_url.removeprefix("sqlite+aiosqlite:///")
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        answers = [ask(shaky) for _ in range(3)]
+        connection.execute("ROLLBACK")
+    assert [answer.status_code for answer in answers] == [200] * 3
+    for answer in answers:
+        job_id = answer.headers["farm-job-id"]
+        query = f"SELECT state FROM jobs WHERE id = '{job_id}'"
+        eventually(lambda query=query: shaky.query(query) == [{"state": "finished"}], timeout_s=60)
+
+
+def test_an_async_job_survives_the_death_of_everything_but_sql(shaky: Any, eventually: Callable[..., Any]) -> None:
+    accepted = ask(shaky, Prefer="respond-async")
+    assert accepted.status_code == 202
+    job = f"{shaky.url}{accepted.headers['location']}"
+    eventually(lambda: httpx2.get(job).json()["state"] == "finished")
+    result = httpx2.get(job).json()["result"]
+    assert result["choices"][0]["message"]["content"]
+    rows = shaky.query(f"SELECT result FROM durable_jobs WHERE id = '{accepted.headers['farm-job-id']}'")
+    eventually(lambda: rows[0]["result"] is not None)

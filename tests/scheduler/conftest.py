@@ -1,0 +1,45 @@
+"""Farms on a real server, and the one way to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from scheduler.database import open_database
+from tests.scheduler.builders import Farm
+
+Eventually = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+
+@pytest.fixture
+def farm(redis: Redis) -> Farm:
+    """A farm with the default policy on an empty server."""
+    return Farm(redis)
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Ask until the answer is true, and return it; 10 s at most."""
+
+    async def wait(condition: Callable[[], Awaitable[Any]]) -> Any:
+        deadline_s = time.monotonic() + 10
+        while not (answer := await condition()):
+            assert time.monotonic() < deadline_s, "it did not happen in time"
+            await asyncio.sleep(0.005)
+        return answer
+
+    return wait
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """A migrated, empty database."""
+    engine = open_database(database_url)
+    yield engine
+    await engine.dispose()

@@ -1,0 +1,119 @@
+"""How a row draws: the sets that truncation leaves, the arithmetic of penalties, and the random numbers."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from workers.engine import Prompt, SamplingParams, StopRule
+from workers.engine.sampling import RowSampler, draw_key
+
+VOCAB = 8
+PROBABILITIES = (0.4, 0.25, 0.15, 0.1, 0.05, 0.03, 0.015, 0.005)
+
+
+def row(*, prompt_ids: tuple[int, ...] = (1, 2), min_tokens: int = 0, resume: int = 0, **sampling: Any) -> RowSampler:
+    prompt = Prompt(
+        id="p",
+        token_ids=prompt_ids,
+        sampling=SamplingParams(**sampling),
+        stop=StopRule(max_tokens=9, min_tokens=min_tokens),
+        resume_ids=(0,) * resume,
+    )
+    return RowSampler(prompt, frozenset({7}), VOCAB)
+
+
+def drawn(sampler: RowSampler, count: int = 400) -> Counter[int]:
+    logprobs = mx.log(mx.array([PROBABILITIES]))
+    return Counter(int(sampler.sampler(logprobs).item()) for _ in range(count))
+
+
+def processed(sampler: RowSampler, context: list[int], logits: list[float]) -> list[float]:
+    out = mx.array([logits])
+    for process in sampler.processors:
+        out = process(mx.array(context), out)
+    [values] = out.tolist()  # type: ignore[union-attr]
+    return values  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        ({"top_k": 3}, 3),
+        ({"top_p": 0.6}, 2),
+        ({"top_p": 0.66}, 3),
+        ({"top_p": 0.01}, 1),
+        ({"min_p": 0.2}, 4),
+        ({"top_k": 2, "top_p": 0.7}, 2),
+        ({"top_k": 4, "top_p": 0.7}, 2),
+        ({"top_k": 5, "min_p": 0.3}, 3),
+        ({"top_k": 8}, 8),
+        ({"temperature": 0.2, "min_p": 0.2}, 1),
+    ],
+)
+def test_truncation_leaves_exactly_the_most_likely_tokens(sampling: dict[str, Any], kept: int) -> None:
+    flat = {"temperature": 1.0, **sampling}
+    assert set(drawn(row(**flat), 1500)) <= set(range(kept))
+    assert len(drawn(row(**flat), 1500)) >= min(kept, 6)
+
+
+def test_draws_follow_the_distribution_and_temperature() -> None:
+    counts = drawn(row(temperature=1.0, seed=4), 4000)
+    for token, probability in enumerate(PROBABILITIES):
+        spread = 4 * math.sqrt(4000 * probability * (1 - probability))
+        assert abs(counts[token] - 4000 * probability) < spread
+    cold = drawn(row(temperature=0.25, seed=4), 1000)
+    assert cold[0] > 800
+    assert set(drawn(row(temperature=1e-30, seed=4), 50)) == {0}
+
+
+def test_a_resumed_row_goes_on_with_the_draws_it_would_have_made() -> None:
+    whole, resumed = row(temperature=1.0, seed=9), row(temperature=1.0, seed=9, resume=5)
+    logprobs = mx.zeros((1, VOCAB))
+    expected = [int(whole.sampler(logprobs).item()) for _ in range(20)]
+    assert [int(resumed.sampler(logprobs).item()) for _ in range(15)] == expected[5:]
+
+
+def test_draw_keys_of_near_seeds_and_positions_do_not_meet() -> None:
+    keys = {draw_key(seed, position) for seed in range(-50, 50) for position in range(100)}
+    assert len(keys) == 10_000
+    assert all(0 <= key < 1 << 64 for key in keys)
+    assert draw_key(1 << 64, 3) == draw_key(0, 3)
+
+
+def test_the_repetition_penalty_counts_prompt_and_output() -> None:
+    values = processed(row(repetition_penalty=2.0), [1, 2, 5], [1.0, 2.0, -2.0, 3.0, 0.0, 4.0, 1.0, 1.0])
+    assert values == [1.0, 1.0, -4.0, 3.0, 0.0, 2.0, 1.0, 1.0]
+
+
+def test_presence_and_frequency_penalties_count_output_only() -> None:
+    sampler = row(presence_penalty=1.0, frequency_penalty=0.5, resume=3)
+    assert processed(sampler, [1, 2, 5, 5, 6], [0.0] * VOCAB) == [0, 0, 0, 0, 0, -2.0, -1.5, 0]
+
+
+def test_logit_bias_adds_up_and_may_forbid() -> None:
+    values = processed(row(logit_bias=((0, 1.5), (0, 1.0), (3, -math.inf))), [1, 2], [0.0] * VOCAB)
+    assert values == [2.5, 0, 0, -math.inf, 0, 0, 0, 0]
+
+
+def test_end_tokens_are_masked_until_min_tokens_exist() -> None:
+    sampler = row(min_tokens=2, temperature=0.0)
+    seen = [processed(sampler, [1, 2], [0.0] * VOCAB)[7] for _ in range(3)]
+    assert seen == [-math.inf, -math.inf, 0.0]
+
+
+def test_a_plain_greedy_row_shares_its_sampler_and_needs_no_processor() -> None:
+    first, second = row(temperature=0.0), row(temperature=0.0, seed=3)
+    assert first.sampler is second.sampler
+    assert first.processors == []
+
+
+def test_a_failure_inside_a_row_is_kept_and_not_raised() -> None:
+    sampler = row(temperature=1.0, frequency_penalty=1.0, resume=1)
+    [process] = sampler.processors
+    narrow = mx.zeros((1, VOCAB - 1))
+    assert process(mx.array([1, 2, 3]), narrow) is narrow
+    assert sampler.error is not None
+    assert sampler.sampler(narrow).item() == 0
