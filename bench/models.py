@@ -23,7 +23,7 @@ def build_qwen3(
     context_tokens: int = 8192,
     seed: int = 0,
 ) -> Path:
-    """Write a Qwen3 folder with random float32 weights (107 million parameters as it is); returns `path`.
+    """Write a Qwen3 folder with random float32 weights (132 million parameters as it is); returns `path`.
 
     The weights are scaled so that the most likely token depends on the whole context. The tokenizer is the bundled
     demo model's where there is one, else one token per byte; it may know fewer ids than `vocab`.

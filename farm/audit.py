@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from farm.errors import UsageRefused
 from farm.listings import moment, rows_of
 
 DEFAULT_LIMIT = 50
+COLUMNS = ("id", "state", "model", "lane", "prompt_tokens", "output_tokens", "ttft_ms")
 
 app = typer.Typer(name="audit", help="Ask the record of all requests.", no_args_is_help=True)
 database = typer.Typer(name="db", help="The database's schema.", no_args_is_help=True)
@@ -43,16 +45,11 @@ def query(
         output.as_json(answer)
         return
     rows = [
-        [
-            row.get("id"),
-            output.pick(row, "state", "status"),
-            output.pick(row, "model", "model_asked"),
-            row.get("lane"),
-            row.get("prompt_tokens"),
-            output.pick(row, "output_tokens", "completion_tokens"),
-            row.get("total_ms"),
-            moment(output.pick(row, "submitted_at", "created_at")),
-        ]
+        [*(row.get(name) for name in COLUMNS), _total_ms(row), moment(row["submitted_ms"] / 1000)]
         for row in rows_of(answer)
     ]
-    output.table(["id", "state", "model", "lane", "prompt", "output", "total ms", "submitted"], rows)
+    output.table([*(name.replace("_", " ") for name in COLUMNS), "total ms", "submitted"], rows)
+
+
+def _total_ms(row: Mapping[str, Any]) -> int | None:
+    return row["ended_ms"] - row["submitted_ms"] if row.get("ended_ms") else None

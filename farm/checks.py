@@ -99,7 +99,8 @@ def queue(settings: ApiSettings) -> Finding:
         fix = "Start the server, or correct FARM_REDIS_URL (unset: embedded Valkey)."
         return Finding("queue", Verdict.FAIL, f"not reachable: {error}", fix)
     version = str(info.get("valkey_version") or info["redis_version"])
-    found = f"{info.get('server_name', 'redis')} {version}, {info['maxmemory_policy']}, AOF {info['aof_enabled']}"
+    aof = "on" if info["aof_enabled"] else "off"
+    found = f"{info.get('server_name', 'redis')} {version}, {info['maxmemory_policy']}, append-only file {aof}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         return Finding("queue", Verdict.FAIL, found, "Use Redis 6.2 or newer, or Valkey.")
     if info["maxmemory_policy"] != "noeviction":

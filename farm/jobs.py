@@ -56,7 +56,7 @@ def cancel(job: JobId, as_json: flags.Json = False) -> None:
     if as_json:
         output.as_json(answer)
     else:
-        typer.echo(f"{job}: {output.pick(answer, 'state', 'status') or 'cancelled'}")
+        typer.echo(f"{job}: {answer['state']}")
 
 
 @app.command()

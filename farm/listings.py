@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import typer
-
 from farm import flags, output
 from farm.client import Client
+
+MODEL_COLUMNS = ("name", "state", "engine", "context_tokens", "parameters", "running", "waiting", "workers")
+WORKER_COLUMNS = ("worker", "model", "host", "pid", "jobs", "running", "waiting", "tokens_per_s")
 
 
 def ls(as_json: flags.Json = False) -> None:
@@ -18,7 +18,7 @@ def ls(as_json: flags.Json = False) -> None:
     if as_json:
         output.as_json(answer)
         return
-    rows = [[m["id"], m.get("owned_by"), output.pick(m, "max_model_len", "context_tokens")] for m in rows_of(answer)]
+    rows = [[model["id"], model.get("owned_by"), model.get("max_model_len")] for model in rows_of(answer)]
     output.table(["model", "owner", "context"], rows)
 
 
@@ -29,10 +29,9 @@ def ps(as_json: flags.Json = False) -> None:
     if as_json:
         output.as_json({"models": rows_of(models), "workers": rows_of(workers)})
         return
-    for title, rows in (("models", rows_of(models)), ("workers", rows_of(workers))):
-        typer.echo(f"{title}: {len(rows)}")
-        if rows:
-            _print(rows)
+    for names, answer in ((MODEL_COLUMNS, models), (WORKER_COLUMNS, workers)):
+        rows = [[_cell(row.get(name)) for name in names] for row in rows_of(answer)]
+        output.table([name.replace("_", " ") for name in names], rows)
 
 
 def rows_of(answer: Any) -> list[dict[str, Any]]:
@@ -49,16 +48,9 @@ def moment(seconds: Any) -> str:
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_cell(value)))
-    output.table(names, [[_cell(row.get(name)) for name in names] for row in rows])
-
-
-def _is_cell(value: Any) -> bool:
-    return isinstance(value, str | int | float) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
-
-
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value)
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return str(sum(value.values()))
     return f"{value:g}" if isinstance(value, float) else str("" if value is None else value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -35,8 +35,3 @@ def as_json(value: Any) -> None:
 def complain(error: Exception) -> None:
     """Print an error's message on stderr, as the command line's own."""
     typer.echo(f"mlx-farm: {error}", err=True)
-
-
-def pick(value: Mapping[str, Any], *names: str) -> Any:
-    """The first of these fields that is there and not None."""
-    return next((value[name] for name in names if value.get(name) is not None), None)

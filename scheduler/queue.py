@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import orjson
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from scheduler.errors import IdempotencyConflict, NoLease, QueueFull, QueueUnavailable, UnknownJob
 from scheduler.events import EventType
@@ -90,10 +90,10 @@ def event_key(shard: int) -> str:
     return shard_key(shard, "ev")
 
 
-REFUSALS = re.compile(
-    r"(?:^|-)(OOM|MISCONF|LOADING|READONLY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE|NOPERM|NOAUTH)\b"
-)
-"""Error codes of a server that cannot serve now; Redis 6.2 gives a script's inside another message, after a dash."""
+_CODES = re.compile(r"\b(OOM|MISCONF|READONLY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE)\b")
+_CLASSES = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
+"""Error codes, and redis-py's classes for others, of a server that cannot serve now. A pipeline and Redis 6.2's scripts
+put the code inside another message."""
 
 
 @asynccontextmanager
@@ -110,9 +110,9 @@ async def redis_errors() -> AsyncIterator[None]:
 
 
 def _is_our_bug(error: RedisError) -> bool:
-    if not isinstance(error, ResponseError) or isinstance(error, OutOfMemoryError | ReadOnlyError):
+    if not isinstance(error, ResponseError) or isinstance(error, _CLASSES):
         return False
-    return REFUSALS.search(str(error)) is None
+    return _CODES.search(str(error)) is None
 
 
 class JobQueue:

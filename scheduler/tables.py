@@ -1,7 +1,7 @@
 """The record's tables (shape only). Documented views for people's SQL live in migrations/ (v_requests, v_usage_daily).
 
-Times are ms since 1970 (Redis' clock where they come from events), durations ms, sizes tokens. Text has no length bound:
-PostgreSQL must not refuse an event for one.
+Times are ms since 1970 (Redis' clock where they come from events), durations ms, sizes tokens. Text has no length
+bound: PostgreSQL must not refuse an event for one.
 """
 
 from __future__ import annotations

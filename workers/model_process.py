@@ -212,6 +212,7 @@ def main() -> int:
     """Settings, logs, run."""
     settings = WorkerSettings()
     configure_logs(settings.log_level, settings.log_format)
+    sys.setswitchinterval(0.0005)  # frames must not wait 5 ms for the engine's thread to let go of the interpreter
     return uvloop.run(serve(settings))
 
 

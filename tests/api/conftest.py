@@ -13,6 +13,8 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
+from scheduler.database import open_database
+from scheduler.projector import Projector
 from scheduler.queue import JobQueue
 from scheduler.settings import ApiSettings
 from tests.api.scripted_farm import NodeServer, ScriptedWorker
@@ -82,3 +84,17 @@ async def sdk(server: NodeServer) -> AsyncIterator[openai.AsyncOpenAI]:
     """The openai SDK, without retries."""
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as sdk:
         yield sdk
+
+
+@pytest.fixture
+async def project(redis: Redis, queue: JobQueue, database_url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Bring the record up to date."""
+    engine = open_database(database_url)
+    projector = Projector(redis, engine, queue, 0)
+
+    async def step_to_the_end() -> None:
+        while await projector.step():
+            pass
+
+    yield step_to_the_end
+    await engine.dispose()

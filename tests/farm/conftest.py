@@ -22,21 +22,28 @@ READY_S = 60
 
 @dataclass
 class Role:
-    """One process of the farm; `facts` is its READY line, `log` what it has written to stderr so far."""
+    """One process of the farm; `facts` is its READY line."""
 
     process: subprocess.Popen[str]
     facts: dict[str, Any]
-    log: list[str]
 
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
-        self.process.wait()
+        self.finish()
 
-    def stop(self, timeout_s: float = 40) -> int:
+    def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
+        return self.finish()
+
+    def finish(self, timeout_s: float = 40) -> int:
+        """Wait for the end and close the pipes."""
+        code = self.process.wait(timeout_s)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return code
 
 
 @dataclass
@@ -79,25 +86,17 @@ class Farm:
 def start_role(role: str, environment: dict[str, str]) -> Role:
     """`python -m <role>`; returns once it has said READY."""
     process = subprocess.Popen(
-        [sys.executable, "-m", role],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", role], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    log: list[str] = []
     assert process.stdout is not None
-    assert process.stderr is not None
-    threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True).start()
     watchdog = threading.Timer(READY_S, process.kill)
     watchdog.start()
     for line in process.stdout:
         if line.startswith("READY "):
             watchdog.cancel()
-            threading.Thread(target=lambda: list(process.stdout or ()), daemon=True).start()
-            return Role(process, json.loads(line.removeprefix("READY ")), log)
-    raise RuntimeError(f"{role} did not get ready:\n" + "".join(log))
+            return Role(process, json.loads(line.removeprefix("READY ")))
+    watchdog.cancel()
+    raise RuntimeError(f"{role} did not get ready: exit code {Role(process, {}).finish()}")
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +132,7 @@ def start_farm(
                 role.process.send_signal(signal.SIGTERM)
         for role in farm.roles:
             try:
-                role.process.wait(30)
+                role.finish(30)
             except subprocess.TimeoutExpired:
                 role.kill()
 

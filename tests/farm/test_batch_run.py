@@ -34,7 +34,6 @@ def start_batch(farm: Any, source: Path, target: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "farm", "batch", "run", str(source), str(target), "--concurrency", "24"],
         env=environment,
-        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -72,7 +71,7 @@ def test_a_killed_batch_continues_and_writes_each_line_once(
     while second.poll() is None:
         assert interactive_answer(farm) == alone
         answers += 1
-    assert second.returncode == 0, second.stderr.read() if second.stderr else ""
+    assert second.returncode == 0
     assert answers > 3, "people at work waited for the batch"
     results = [json.loads(line) for line in target.read_text().splitlines()]
     counts = Counter(result["custom_id"] for result in results)

@@ -11,7 +11,9 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from scheduler.connections import command_client
 from scheduler.database import open_database
+from tests.conftest import RedisServer
 from tests.scheduler.builders import Farm
 
 Eventually = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
@@ -43,3 +45,11 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     engine = open_database(database_url)
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture
+async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of a server that the test may hurt."""
+    client = command_client(own_redis_server.url)
+    yield client
+    await client.aclose()

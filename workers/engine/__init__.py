@@ -1,15 +1,12 @@
 """A text generator with continuous batching; knows no jobs, no Redis, no HTTP.
 
-Importing this package loads a fast BLAS where MLX needs one, because that has to happen before MLX is imported; it is
-the package's only side effect. `BLAS` says what was found.
+Importing this package loads a fast BLAS where MLX needs one, because that has to happen before MLX is imported: so
+`backend` comes first below. It is the package's only side effect; `BLAS` says what was found.
 """
 
-from workers.engine.backend import Backend, installed_backend, load_blas
-
-BLAS = load_blas()
-
-from workers.engine.engine import Engine, EngineStats, LoadedEngine, load_engine, make_engine  # noqa: E402
-from workers.engine.errors import (  # noqa: E402
+from workers.engine.backend import BLAS, Backend, installed_backend, load_blas
+from workers.engine.engine import Engine, EngineStats, LoadedEngine, load_engine, make_engine
+from workers.engine.errors import (
     BatchOrderLost,
     ConfigMissing,
     EngineClosed,
@@ -22,8 +19,8 @@ from workers.engine.errors import (  # noqa: E402
     UnsupportedModel,
     WeightsMissing,
 )
-from workers.engine.loading import LoadedModel, ModelInfo, load_model  # noqa: E402
-from workers.engine.sequence import (  # noqa: E402
+from workers.engine.loading import LoadedModel, ModelInfo, load_model
+from workers.engine.sequence import (
     Chunk,
     FinishReason,
     Prompt,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 
 class Backend(StrEnum):
@@ -73,3 +74,6 @@ def load_blas() -> str:
         if library is not None:
             return f"{_version(library)} ({Path(name).name})"
     return "reference BLAS (slow); install libopenblas0-pthread"
+
+
+BLAS: Final = load_blas()

@@ -15,6 +15,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import ArraysCache, CacheList, make_prompt_cache
 
 from workers.engine.errors import BatchOrderLost
+from workers.engine.planner import PrefillLimits
 from workers.engine.sampling import RowSampler, as_floats
 from workers.engine.sequence import TokenLogprob
 
@@ -84,11 +85,13 @@ class BatchRunner:
         self._model = Float32Logits(model)
         # Recurrent state has no padding that could be masked in every architecture: such prompts are read one by one.
         stateful = any(isinstance(cache, ArraysCache) for cache in _flat(make_prompt_cache(model)))
+        rows = 1 if stateful else min(PREFILL_ROWS, capacity)
+        self.prefill = PrefillLimits(rows=rows, step_tokens=prefill_step_tokens)
         self._generator = _unwired(
             BatchGenerator(
                 self._model,
                 completion_batch_size=capacity,
-                prefill_batch_size=1 if stateful else min(PREFILL_ROWS, capacity),
+                prefill_batch_size=rows,
                 prefill_step_size=prefill_step_tokens,
             )
         )

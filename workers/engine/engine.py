@@ -7,6 +7,7 @@ which sequences take part and what becomes of their tokens. One thread calls eve
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from workers.engine.backend import Backend, installed_backend
 from workers.engine.batch import BatchRunner, RowToken, is_batchable
 from workers.engine.errors import EngineClosed, EngineFull, InvalidPrompt
 from workers.engine.loading import LoadedModel, ModelInfo, load_model
+from workers.engine.planner import PrefillLimits, plan_admissions
 from workers.engine.sampling import RowSampler
 from workers.engine.sequence import Chunk, FinishReason, Limits, Prompt, Sequence, check_prompt
 from workers.engine.serial import SerialRunner
@@ -68,7 +70,7 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     def close(self) -> None:
-        """Drop all sequences, without chunks, and the model. May be called twice."""
+        """Drop all sequences, without chunks. The model goes with the last reference. May be called twice."""
         ...
 
 
@@ -77,6 +79,9 @@ class Runner(Protocol):
 
     @property
     def capacity(self) -> int: ...
+
+    @property
+    def prefill(self) -> PrefillLimits: ...
 
     @property
     def prefilling(self) -> dict[str, tuple[int, int]]: ...
@@ -94,7 +99,7 @@ class Runner(Protocol):
 
 
 class SequenceEngine:
-    """An `Engine` over one runner: first come, first served up to the runner's capacity."""
+    """An `Engine` over one runner: first come, first served up to the runner's capacity and prefill limits."""
 
     def __init__(self, loaded: LoadedModel, runner: Runner, *, max_waiting: int) -> None:
         info = loaded.info
@@ -177,18 +182,23 @@ class SequenceEngine:
 
     def _admit(self) -> list[Chunk]:
         """Give free rows to waiting sequences; those that an earlier attempt had completed end at once."""
-        chunks = []
-        while self._waiting and len(self._active) < self._runner.capacity:
-            sequence = self._waiting.popleft()
-            if sequence.finish_reason is not None:
-                chunks.append(_last_chunk(sequence, ""))  # its text went out with its last token
-                continue
-            prompt = sequence.prompt
-            self._active[prompt.id] = sequence
-            row = RowSampler(prompt, sequence.end_ids, self._limits.vocab_size)
-            self._runner.insert(prompt.id, sequence.input_ids, row)
-            self._prompt_tokens += len(sequence.input_ids)
-        return chunks
+        complete = [s for s in self._waiting if s.finish_reason is not None]
+        if complete:
+            self._waiting = deque(s for s in self._waiting if s.finish_reason is None)
+        free = self._runner.capacity - len(self._active)
+        if self._waiting and free > 0:
+            reading = [total - done for done, total in self._runner.prefilling.values()]
+            waiting = (len(s.input_ids) for s in islice(self._waiting, free))
+            for _ in range(plan_admissions(reading, waiting, self._runner.prefill)):
+                self._start(self._waiting.popleft())
+        return [_last_chunk(s, "") for s in complete]  # their text went out with their last token
+
+    def _start(self, sequence: Sequence) -> None:
+        prompt = sequence.prompt
+        self._active[prompt.id] = sequence
+        row = RowSampler(prompt, sequence.end_ids, self._limits.vocab_size)
+        self._runner.insert(prompt.id, sequence.input_ids, row)
+        self._prompt_tokens += len(sequence.input_ids)
 
     def _advance(self, row: RowToken) -> Chunk:
         sequence = self._active[row.row_id]
@@ -247,7 +257,7 @@ def load_engine(
     """Load a model (a folder or a Hugging Face id) and make an engine for it, in the thread that will run it.
 
     `max_sequences` decode together; one where the architecture cannot be batched. `prefill_step_tokens` bounds what
-    one step reads of each prompt, hence how long it makes others wait (default: 512 on CPU, 2048 on GPU).
+    one step reads of each prompt, and of all together twice that (default: 512 on CPU, 2048 on GPU).
     `shown_special_tokens` appear in the text in addition to the marks of thinking and tool calls.
     Raises `ModelError`.
     """

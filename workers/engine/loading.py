@@ -25,7 +25,16 @@ from workers.engine.backend import Backend, installed_backend
 from workers.engine.errors import ConfigMissing, ModelNotFound, TokenizerMissing, UnsupportedModel, WeightsMissing
 from workers.engine.vocabulary import Vocabulary
 
-MODEL_FILES: Final = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+MODEL_FILES: Final = [
+    "*.json",
+    "*.jsonl",
+    "model*.safetensors",
+    "tokenizer.model",
+    "*.tiktoken",
+    "tiktoken.model",
+    "*.txt",
+    "*.jinja",
+]
 CONTEXT_KEYS: Final = (
     "max_position_embeddings",
     "max_sequence_length",

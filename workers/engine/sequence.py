@@ -198,9 +198,9 @@ class Sequence:
         return text + self._finish_if_full()
 
     def abandon(self, reason: FinishReason) -> str:
-        """End the sequence from outside (cancelled, error); returns the text that was held back."""
+        """End the sequence from outside (cancelled, error); returns the whole characters that were held back."""
         self.finish_reason = reason
-        return self._text.flush()
+        return self._text.release()
 
     def _finish_if_full(self) -> str:
         if self.output_tokens < self.max_tokens:

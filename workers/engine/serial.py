@@ -9,6 +9,7 @@ from mlx.nn.layers.base import Module
 from mlx_lm.generate import generate_step
 
 from workers.engine.batch import NOT_FINITE, Float32Logits, RowToken
+from workers.engine.planner import PrefillLimits
 from workers.engine.sampling import RowSampler, as_floats
 
 
@@ -20,7 +21,7 @@ class SerialRunner:
     def __init__(self, model: Module, *, prefill_step_tokens: int) -> None:
         self.prefilling: dict[str, tuple[int, int]] = {}
         self._model = Float32Logits(model)
-        self._prefill_step_tokens = prefill_step_tokens
+        self.prefill = PrefillLimits(rows=1, step_tokens=prefill_step_tokens)
         self._cache: list[object] = []
         self._row_id: str | None = None
         self._row: RowSampler | None = None
@@ -41,7 +42,7 @@ class SerialRunner:
             sampler=row.sampler,
             logits_processors=row.processors,
             prompt_cache=self._cache,
-            prefill_step_size=self._prefill_step_tokens,
+            prefill_step_size=self.prefill.step_tokens,
         )
 
     def remove(self, row_ids: Collection[str]) -> None:

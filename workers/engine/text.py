@@ -203,7 +203,11 @@ class TextStream:
         text = self._cluster.push(text)
         return text + self._cluster.flush() if self._stops.matched is not None else text
 
+    def release(self) -> str:
+        """What is held back of whole characters, when the text is broken off; half a character is dropped."""
+        return self._cluster.push(self._stops.flush()) + self._cluster.flush()
+
     def flush(self) -> str:
-        """The rest of the text, when no further token comes."""
+        """The rest of the text, when no further token comes; half a character becomes U+FFFD."""
         rest = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
         return self._cluster.push(rest) + self._cluster.flush()

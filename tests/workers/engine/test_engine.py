@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,18 @@ import pytest
 from mlx_lm.generate import generate_step
 from tokenizers import Tokenizer
 
-from workers.engine import Chunk, Engine, EngineClosed, EngineFull, FinishReason, InvalidPrompt, LoadedModel, Prompt
+import workers
+from workers.engine import (
+    Chunk,
+    Engine,
+    EngineClosed,
+    EngineFull,
+    FinishReason,
+    InvalidPrompt,
+    LoadedModel,
+    Prompt,
+    load_model,
+)
 from workers.engine import load_engine as load_there
 from workers.engine import make_engine as build_engine
 from workers.engine.batch import BatchRunner
@@ -95,7 +107,8 @@ def test_rows_may_join_leave_and_be_cancelled_at_any_step(
     rng = random.Random(seed)
     prompts = mixed_prompts(prompt, 24, seed)
     alone = {p.id: run(fresh(loaded, rows=1), [p])[p.id] for p in prompts}
-    engine, waiting, outputs, cancelled = fresh(loaded, rows=5), list(prompts), {}, set()
+    engine, waiting, cancelled = fresh(loaded, rows=5), list(prompts), set()
+    outputs: dict[str, Any] = {}
     while waiting or engine.has_work:
         for _ in range(rng.randint(0, 3)):
             if waiting:
@@ -137,7 +150,8 @@ def test_text_before_and_after_a_crash_join_without_gap_or_repeat(
     wanted = prompt("p", TEXTS[2], temperature=1.0, seed=5, max_tokens=30)
     whole = run(fresh(loaded), [wanted])["p"]
     for steps in range(1, 20, 3):
-        engine, outputs = fresh(loaded), {}
+        engine = fresh(loaded)
+        outputs: dict[str, Any] = {}
         engine.submit(wanted)
         for _ in range(steps):
             gather(outputs, engine.step())
@@ -245,11 +259,12 @@ def test_an_id_is_free_again_after_its_last_chunk(engine: Engine, prompt: Make, 
 
 
 def test_the_context_ends_a_row(loaded: LoadedModel, engine: Engine, prompt: Make, run: Run) -> None:
-    ids = tuple(index % 200 for index in range(loaded.info.context_tokens - 5))
+    context = loaded.info.context_tokens or 0
+    ids = tuple(index % 200 for index in range(context - 5))
     output = run(engine, [prompt("p", token_ids=ids, max_tokens=100)])["p"]
     assert (len(output.token_ids), output.finish_reason) == (5, FinishReason.LENGTH)
     with pytest.raises(InvalidPrompt, match="context"):
-        engine.submit(prompt("q", token_ids=(1,) * loaded.info.context_tokens))
+        engine.submit(prompt("q", token_ids=(1,) * context))
 
 
 def test_a_row_whose_logits_are_not_numbers_fails_alone(
@@ -342,3 +357,14 @@ def test_text_is_the_decode_of_the_tokens(tokenizer: Tokenizer, engine: Engine, 
     no_special = tuple((token, -100.0) for token in range(262, 266))
     output = run(engine, [prompt("p", temperature=1.5, seed=2, max_tokens=60, logit_bias=no_special)])["p"]
     assert output.text == tokenizer.decode(output.token_ids, skip_special_tokens=False)
+
+
+def test_the_bundled_model_says_in_a_batch_what_mlx_lm_says_alone(prompt: Make, run: Run) -> None:
+    """A trained model, where text repeats and probabilities are peaked, unlike in random ones."""
+    demo = load_model(str(Path(workers.__path__[0]) / "demo"))
+    encode = demo.vocabulary.tokenizer.encode
+    texts = ("Tell me a story", "What is 12 + 30?", "Once upon a time there was", "lane")
+    prompts = [prompt(text, token_ids=tuple(encode(text).ids), max_tokens=32) for text in texts]
+    outputs = run(fresh(demo), prompts)
+    assert {id: output.token_ids for id, output in outputs.items()} == {p.id: greedy_alone(demo, p) for p in prompts}
+    assert all(output.text for output in outputs.values())

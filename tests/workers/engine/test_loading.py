@@ -131,7 +131,8 @@ def test_what_mlx_lm_cannot_or_must_not_load_is_unsupported(folder: Path, change
 
 @pytest.mark.skipif(installed_backend() is not Backend.CPU, reason="weights stay as they are on a GPU")
 def test_on_the_cpu_quantized_weights_become_float32(folder: Path, tmp_path: Path) -> None:
-    network, wrapper, config = load(str(folder), return_config=True)
+    loaded_by_mlx_lm: tuple[Any, ...] = load(str(folder), return_config=True)
+    network, wrapper, config = loaded_by_mlx_lm
     network, config = quantize_model(network, config, group_size=32, bits=8)
     save(tmp_path / "small", folder, network, wrapper, config)
     loaded = load_model(str(tmp_path / "small"))

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from workers.engine import Prompt, SamplingParams, StopRule
-from workers.engine.sampling import RowSampler, draw_key
+from workers.engine.sampling import RowSampler, as_floats, draw_key
 
 VOCAB = 8
 PROBABILITIES = (0.4, 0.25, 0.15, 0.1, 0.05, 0.03, 0.015, 0.005)
@@ -25,17 +25,21 @@ def row(*, prompt_ids: tuple[int, ...] = (1, 2), min_tokens: int = 0, resume: in
     return RowSampler(prompt, frozenset({7}), VOCAB)
 
 
+def draw(sampler: RowSampler, logprobs: mx.array) -> int:
+    [token] = as_floats(sampler.sampler(logprobs))
+    return int(token)
+
+
 def drawn(sampler: RowSampler, count: int = 400) -> Counter[int]:
     logprobs = mx.log(mx.array([PROBABILITIES]))
-    return Counter(int(sampler.sampler(logprobs).item()) for _ in range(count))
+    return Counter(draw(sampler, logprobs) for _ in range(count))
 
 
 def processed(sampler: RowSampler, context: list[int], logits: list[float]) -> list[float]:
     out = mx.array([logits])
     for process in sampler.processors:
         out = process(mx.array(context), out)
-    [values] = out.tolist()  # type: ignore[union-attr]
-    return values  # type: ignore[return-value]
+    return as_floats(out)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +76,8 @@ def test_draws_follow_the_distribution_and_temperature() -> None:
 def test_a_resumed_row_goes_on_with_the_draws_it_would_have_made() -> None:
     whole, resumed = row(temperature=1.0, seed=9), row(temperature=1.0, seed=9, resume=5)
     logprobs = mx.zeros((1, VOCAB))
-    expected = [int(whole.sampler(logprobs).item()) for _ in range(20)]
-    assert [int(resumed.sampler(logprobs).item()) for _ in range(15)] == expected[5:]
+    expected = [draw(whole, logprobs) for _ in range(20)]
+    assert [draw(resumed, logprobs) for _ in range(15)] == expected[5:]
 
 
 def test_draw_keys_of_near_seeds_and_positions_do_not_meet() -> None:

@@ -147,6 +147,12 @@ def test_a_stop_string_is_cut_and_a_false_alarm_is_sent(text: str, expected: str
     assert stream.stop_string == ("STOP" if expected != text else None)
 
 
+def test_text_that_is_broken_off_drops_half_a_character_and_keeps_a_false_alarm() -> None:
+    stream = Vocabulary(byte_level()).start_text(("STOP",))
+    sent = [stream.push(token) for token in ids_of("ab ST😀"[:5]) + ids_of("😀")[:3]]
+    assert "".join(sent) + stream.release() == "ab ST"
+
+
 def test_text_pushed_without_searching_is_no_part_of_a_stop_string() -> None:
     stream = Vocabulary(byte_level()).start_text(("aa",))
     assert stream.push(ids_of("a")[0], searching=False) == "a"

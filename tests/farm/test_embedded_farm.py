@@ -1,0 +1,154 @@
+"""`mlx-farm serve` as a user runs it: from the command to the first token, Ctrl-C, kill -9, and a second start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from farm import valkey
+from farm.home import Home
+
+
+class Serving:
+    """A running `mlx-farm serve`."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "farm", "serve", "--port", "0"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.banner: list[str] = []
+        for line in self.process.stdout:
+            self.banner.append(line.strip())
+            if line.startswith("export ANTHROPIC_BASE_URL="):
+                break
+        assert self.process.poll() is None, self.process.communicate()[1]
+        self.url = self.banner[-1].removeprefix("export ANTHROPIC_BASE_URL=")
+
+    def interrupt(self) -> tuple[int, str]:
+        """Ctrl-C; the exit code and what it has written to stderr."""
+        self.process.send_signal(signal.SIGINT)
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """For one data folder with a short path."""
+    with tempfile.TemporaryDirectory(prefix="farm-", ignore_cleanup_errors=True) as folder:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+        yield environment | {"FARM_HOME": folder, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@pytest.fixture
+def serve(environment: dict[str, str]) -> Iterator[Callable[[], Serving]]:
+    """Start `serve`; whatever a failed test leaves is killed."""
+    started: list[Serving] = []
+
+    def start() -> Serving:
+        started.append(Serving(environment))
+        return started[-1]
+
+    yield start
+    for serving in started:
+        if serving.process.poll() is None:
+            serving.process.terminate()
+        serving.process.communicate(timeout=60)
+
+
+def farm_processes(environment: dict[str, str]) -> list[str]:
+    """Command lines of the living processes that have this FARM_HOME in their environment (Linux)."""
+    wanted = f"FARM_HOME={environment['FARM_HOME']}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [command for command in found if command]
+
+
+def ask(url: str, **changes: Any) -> Any:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0, **changes}
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+
+
+def test_the_first_start_answers_and_ctrl_c_leaves_nothing(
+    serve: Callable[[], Serving], environment: dict[str, str]
+) -> None:
+    serving = serve()
+    assert f"export OPENAI_BASE_URL={serving.url}/v1" in serving.banner
+    assert any("demo" in line and "BLAS" in line for line in serving.banner)
+    assert ask(serving.url).json()["choices"][0]["message"]["content"]
+    code, errors = serving.interrupt()
+    assert code == 0
+    assert "Traceback" not in errors
+    assert farm_processes(environment) == []
+
+
+def test_an_open_stream_ends_properly_at_ctrl_c(serve: Callable[[], Serving]) -> None:
+    serving = serve()
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+        "max_tokens": 300,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    with httpx2.stream("POST", f"{serving.url}/v1/chat/completions", json=body, timeout=60) as response:
+        lines: list[str] = []
+        for line in response.iter_lines():
+            if line.startswith("data:"):
+                if not lines:
+                    serving.process.send_signal(signal.SIGINT)
+                lines.append(line)
+    assert lines[-1] == "data: [DONE]"
+    assert serving.process.wait(60) == 0
+
+
+def test_after_kill_9_nothing_runs_on_and_the_next_start_finds_everything(
+    serve: Callable[[], Serving], environment: dict[str, str], eventually: Callable[..., Any]
+) -> None:
+    first = serve()
+    job = ask(first.url).headers["farm-job-id"]
+    first.process.kill()
+    second = serve()  # at once: perhaps while the Valkey of the first still runs
+    state = json.loads(httpx2.get(f"{second.url}/v1/jobs/{job}").content)["state"]
+    assert state == "finished"
+    second.process.kill()
+    eventually(lambda: farm_processes(environment) == [], timeout_s=40)
+    assert not valkey.ping(Home(Path(environment["FARM_HOME"])).socket())
+
+
+def test_a_second_serve_on_the_same_data_is_refused(serve: Callable[[], Serving], environment: dict[str, str]) -> None:
+    first = serve()
+    command = [sys.executable, "-m", "farm", "serve", "--port", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"pid {first.process.pid}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert first.interrupt()[0] == 0
+
+
+def test_a_part_that_cannot_start_ends_serve_with_its_reason(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "farm", "serve", "--port", "0", "--model", "/no/such/model"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "The worker did not start" in done.stderr
+    assert "/no/such/model" in done.stderr
+    assert farm_processes(environment) == []
