@@ -25,6 +25,9 @@ from scheduler.settings import ApiSettings
 
 log = structlog.get_logger()
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 LAST_WORDS_S = 5.0
 """After the drain: for the final events of streams to reach their clients."""
 
@@ -103,6 +106,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes any free one. Raises OSError when the address is taken or not ours."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
 def main() -> int:
     """Check the settings and serve."""
     try:
@@ -115,7 +133,12 @@ def main() -> int:
     if why_not is not None:
         sys.stderr.write(f"{why_not}\n")
         return 2
-    uvloop.run(Server(settings).serve())
+    try:
+        listener = listening_socket(settings.host, settings.port)
+    except OSError as error:
+        sys.stderr.write(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.\n")
+        return 1
+    uvloop.run(Server(settings).serve([listener]))
     return 0
 
 

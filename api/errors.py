@@ -75,7 +75,7 @@ class InvalidParameter(ApiError):
     """A field whose value cannot be right."""
 
     def __init__(self, param: str, message: str, code: str | None = None) -> None:
-        super().__init__(400, message, param=param, code=code)
+        super().__init__(400, f"Invalid {param!r}: {message}", param=param, code=code)
 
 
 class Draining(ApiError):

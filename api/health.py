@@ -45,7 +45,8 @@ class Checkup:
     problems: tuple[str, ...] = ()
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.head("/", include_in_schema=False)
+@router.get("/")
 async def root() -> Response:
     """Where things are."""
     return JsonResponse({"name": "mlx-farm", "version": farm_version(), "docs": "/docs", "health": "/health"})

@@ -88,8 +88,9 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
     try:
         yield node
     finally:
+        node.rules.stop()
+        await asyncio.wait([refreshing], timeout=2.0)
         refreshing.cancel()
-        await asyncio.gather(refreshing, return_exceptions=True)
         await node.finish_errands()
         await node.listener.close()
         await engine.dispose()

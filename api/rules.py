@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
@@ -16,12 +17,13 @@ REFRESH_S = 1.0
 
 
 class RuleBook:
-    """`current` is always there; `age_s` says nothing about it: rules change by version."""
+    """`current` is always there: no rules, until SQL has answered once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.current = RuleSet()
         self.reachable = True
+        self._stopped = asyncio.Event()
 
     async def refresh(self) -> None:
         """Read the newest version once; keep the last one when SQL does not answer or the rules make no sense."""
@@ -38,7 +40,13 @@ class RuleBook:
         self.reachable = True
 
     async def run(self) -> None:
-        """Refresh for ever."""
-        while True:
+        """Refresh until `stop`."""
+        while not self._stopped.is_set():
             await self.refresh()
-            await asyncio.sleep(REFRESH_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Let `run` return, after the query that it may be in."""
+        self._stopped.set()

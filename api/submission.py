@@ -13,7 +13,6 @@ from api.call import Call
 from api.draft import Draft
 from api.errors import ApiError
 from api.node import Node
-from api.openai.parameters import UNASKED_COST_TOKENS
 from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
 from scheduler.job_ids import new_job_id
 from scheduler.queue import NewJob
@@ -21,6 +20,9 @@ from scheduler.requests import JobRequest
 from scheduler.routing import choose
 
 log = structlog.get_logger()
+
+UNASKED_COST_TOKENS = 1024
+"""What admission counts for an answer whose length the caller left open."""
 
 ASYNC_KEYS = "async/"
 """Async jobs have their own space of idempotency keys: SQL is their authority, Redis that of the others."""

@@ -69,10 +69,10 @@ def memory() -> Finding:
 def mlx() -> Finding:
     """MLX, mlx-lm, and a back end for this machine."""
     version, kind = installed("mlx"), back_end()
-    extra = "" if sys.platform == "darwin" else "[cpu]' (or '.[cuda]"
+    extra = "" if sys.platform == "darwin" else "[cpu]"
     if version is None or kind is None:
         found = f"mlx {version or 'not installed'}, no back end"
-        return Finding("mlx", Verdict.FAIL, found, f"pip install -c constraints.txt -e '.{extra}'")
+        return Finding("mlx", Verdict.FAIL, found, f"pip install -c constraints.txt -e '.{extra}' (NVIDIA: .[cuda])")
     return Finding("mlx", Verdict.OK, f"mlx {version} on {kind}, mlx-lm {installed('mlx-lm') or 'not installed'}")
 
 

@@ -57,6 +57,13 @@ class Role:
     watches_stdin: bool = True
 
 
+class _LogFile(RotatingFileHandler):
+    """A log that a full disk interrupts and does not break."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose the line."""
+
+
 class Output:
     """Where children's lines go: the console (prefixed when it is one) and one rotating file each."""
 
@@ -70,14 +77,13 @@ class Output:
 
     def open(self, name: str) -> logging.Handler:
         """A handler that appends lines to the child's file."""
-        handler = RotatingFileHandler(self.file(name), maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
-        handler.terminator = "\n"
-        return handler
+        return _LogFile(self.file(name), maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
 
     def echo(self, name: str, line: str) -> None:
-        """Show one line of a child."""
-        sys.stderr.write(f"{name:<9} │ {line}\n" if self._prefixed else f"{line}\n")
-        sys.stderr.flush()
+        """Show one line of a child; a reader of ours that has gone away must not stop the farm."""
+        with suppress(OSError):
+            sys.stderr.write(f"{name:<9} │ {line}\n" if self._prefixed else f"{line}\n")
+            sys.stderr.flush()
 
 
 class Child:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import typer
 
@@ -78,6 +79,7 @@ def _roles(api: ApiSettings, worker: WorkerSettings, redis_url: str) -> list[Rol
 def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home) -> None:
     """Say that the farm is up and what to do next."""
     url = str(ready["api"].get("url") or f"http://{api.host}:{api.port}").rstrip("/")
+    url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # "all addresses" is none to call
     about = ready["worker"]
     model = str(about.get("model") or worker.model)
     key = api.api_key is not None
@@ -95,8 +97,9 @@ def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home
     lines += ["", f"export OPENAI_BASE_URL={url}/v1", f"export ANTHROPIC_BASE_URL={url}", ""]
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "What are you?"}}]}}'
     lines += [f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json'{header} \\", f"  -d '{body}'", ""]
-    typer.echo("\n".join(lines))
-    sys.stdout.flush()
+    with suppress(BrokenPipeError):
+        typer.echo("\n".join(lines))
+        sys.stdout.flush()
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
 from scheduler.migrate import current_revision, newest_revision, upgrade
-from scheduler.process import announce_ready, configure_logs, stop_event
+from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.projector import Projector, rebuild
 from scheduler.queue import JobQueue
 from scheduler.reaper import Reaper
@@ -49,11 +49,10 @@ async def serve(settings: SchedulerSettings) -> None:
     ]
     tasks = [asyncio.ensure_future(loop) for loop in loops]
     announce_ready(role="scheduler")
-    await asyncio.wait([asyncio.ensure_future(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await cancel_all([stopped, *tasks])
     await engine.dispose()
     await redis.aclose()
     await blocking.aclose()

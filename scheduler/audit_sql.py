@@ -10,6 +10,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
+from asyncpg import PostgresError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -39,7 +40,7 @@ async def select_rows(engine: AsyncEngine, query: str, limit: int = 1000) -> Ans
             raise InvalidQuery(f"The database refused the query: {error.orig}") from error
         except ResourceClosedError as error:
             raise InvalidQuery("Only a SELECT returns rows; nothing was changed.") from error
-        except (sqlite3.Warning, ValueError) as error:  # more than one statement; a NUL character
+        except (PostgresError, sqlite3.Warning, ValueError) as error:  # a cursor's errors are the driver's own
             raise InvalidQuery(f"The database refused the query: {error}") from error
         finally:
             await connection.invalidate()  # never back into the pool: it is read-only for good

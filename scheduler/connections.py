@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError
 
 
 def command_client(url: str) -> Redis:
     """For commands that answer at once: a Redis that is down is noticed within a second or two."""
-    client: Redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=2.0, health_check_interval=15)
+    # every command of ours may be repeated: a pooled connection that a restart has cut costs nobody an error
+    retry = Retry(NoBackoff(), 1, supported_errors=(ConnectionError,))
+    client: Redis = Redis.from_url(
+        url,
+        socket_connect_timeout=1.0,
+        socket_timeout=2.0,
+        health_check_interval=15,
+        retry=retry,
+        retry_on_error=[ConnectionError],
+    )
     return client
 
 

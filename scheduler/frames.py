@@ -5,6 +5,7 @@ A job's token log is a Redis stream of frames with the explicit id `<generation>
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ from scheduler.jobs import JobState
 
 TokenLogprobs = tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...]
 """Per emitted token: (token id, logprob, the most likely (token id, logprob) pairs)."""
+
+
+_FRAME_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,10 @@ class FrameId:
     @staticmethod
     def parse(text: str) -> FrameId:
         """Read `<generation>-<sequence>`. Raises ValueError for anything else."""
-        generation, _, sequence = text.partition("-")
-        return FrameId(int(generation), int(sequence))
+        match = _FRAME_ID.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no frame id, invalid where <generation>-<sequence> is wanted")
+        return FrameId(int(match[1]), int(match[2]))
 
 
 START = FrameId(0, 0)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
@@ -52,6 +52,15 @@ def stop_event() -> asyncio.Event:
     return stop
 
 
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: Python 3.11 can lose a cancellation in wait_for, which redis-py uses."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.2)
+
+
 def watch_parent(orphaned: Callable[[], object]) -> None:
     """Call `orphaned` (from a thread) when standard input ends, if a supervisor started this process."""
     if os.environ.get("FARM_SUPERVISED") == "1":
@@ -61,4 +70,7 @@ def watch_parent(orphaned: Callable[[], object]) -> None:
 def _read_to_end(orphaned: Callable[[], object]) -> None:
     while os.read(0, 4096):
         pass
+    with open(os.devnull, "wb") as nowhere:  # whoever read our output has gone too: a log line must not break the stop
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
     orphaned()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -20,6 +19,7 @@ from redis.exceptions import RedisError
 from scheduler.errors import QueueUnavailable, UnknownJob
 from scheduler.frames import START, Chunk, End, Frame, FrameId, decode_body, encode_chunks
 from scheduler.jobs import TERMINAL
+from scheduler.process import cancel_all
 from scheduler.queue import JobQueue, redis_errors, shard_key
 
 log = structlog.get_logger()
@@ -125,9 +125,7 @@ class TokenListener:
     async def close(self) -> None:
         """Stop listening."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await cancel_all([self._task])
 
     async def follow(self, job_id: str, after: FrameId = START, tick_s: float = 1.0) -> AsyncGenerator[Frame | None]:
         """Yield the job's frames after `after`, in order, each once, up to and with its End.

@@ -89,6 +89,7 @@ class NodeAgent:
             environment = MALLOC_ENVIRONMENT | environment
         self._child = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",
             "-m",
             "workers.model_process",
             stdin=subprocess.PIPE,  # its end tells the child that this process is gone

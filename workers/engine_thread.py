@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 MAX_PENDING_STEPS = 64
 IDLE_POLL_S = 0.5
+HANDOVER_S = 0.002
+"""For so long the thread leaves the interpreter to whoever writes the chunks out; the device works on meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class EngineThread:
         self._on_failure = on_failure
         self._commands: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
         self._room = threading.Semaphore(MAX_PENDING_STEPS)
+        self._delivered = threading.Event()
         self._loaded = threading.Event()
         self._info: ModelInfo | None = None
         self._failure: BaseException | None = None
@@ -79,7 +82,8 @@ class EngineThread:
         self._commands.put(_Cancel(prompt_id))
 
     def taken(self) -> None:
-        """One batch of chunks has been taken: the engine may be a step further ahead."""
+        """One batch of chunks has been written out: the engine may be a step further ahead."""
+        self._delivered.set()
         self._room.release()
 
     def stop(self) -> None:
@@ -111,7 +115,9 @@ class EngineThread:
             self.stats = engine.stats()
             if chunks:
                 self._room.acquire()
+                self._delivered.clear()
                 self._on_chunks(chunks)
+                self._delivered.wait(HANDOVER_S)
 
     def _step(self, engine: Engine) -> list[Chunk]:
         self._step_began_s = time.monotonic()

@@ -100,6 +100,7 @@ class ChatRenderer:
         self._note = note
         self._token_bytes = token_bytes
         self._choices = [_Choice(job_id, index, note) for index in range(note.choices)]
+        self._late_finishes: list[dict[str, Any]] = []
         self._head = {"id": f"chatcmpl-{job_id}", "created": note.created_s, "model": note.model}
 
     @property
@@ -110,8 +111,7 @@ class ChatRenderer:
     def opening(self) -> dict[str, Any]:
         """The role of every choice."""
         choices = [
-            {"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-            for i in range(self._note.choices)
+            _choice_chunk(i, {"role": "assistant", "content": ""}, None, None) for i in range(self._note.choices)
         ]
         return self._chunk(choices, chars=0)
 
@@ -124,22 +124,23 @@ class ChatRenderer:
             delta = choice.feed(chunk)
             logprobs = self._logprobs(chunk)
             choice.logprobs += logprobs or []
-            choices.append(
-                {
-                    "index": chunk.index,
-                    "delta": delta,
-                    "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
-                    "finish_reason": choice.finish_reason if chunk.finish_reason is not None else None,
-                }
-            )
+            finish_reason = choice.finish_reason if chunk.finish_reason is not None else None
+            if finish_reason is not None and "tool_calls" in delta:
+                self._late_finishes.append(_choice_chunk(chunk.index, {}, None, finish_reason))
+                finish_reason = None
+            choices.append(_choice_chunk(chunk.index, delta, logprobs, finish_reason))
             chars += len(chunk.text)
         return self._chunk(choices, chars)
 
     def closing(self, end: End) -> dict[str, Any] | None:
-        """The usage chunk, where the caller asked for it."""
-        if not self._note.include_usage:
-            return None
-        return {**self._chunk([], chars=0), "usage": self._usage(end)}
+        """The usage chunk, where the caller asked for it; and finish reasons that came together with a call.
+
+        The openai SDK's stream helper sees a call's end only if the finish reason comes in a later chunk.
+        """
+        chunk = self._chunk(self._late_finishes, chars=0)
+        if self._note.include_usage:
+            return chunk | {"usage": self._usage(end)}
+        return chunk if self._late_finishes else None
 
     def whole(self, end: End) -> dict[str, Any]:
         """The chat completion object."""
@@ -195,3 +196,15 @@ class ChatRenderer:
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
         piece = self._token_bytes(token_id)
         return {"token": token_text(piece), "logprob": finite(logprob), "bytes": list(piece)}
+
+
+def _choice_chunk(
+    index: int, delta: dict[str, Any], logprobs: list[dict[str, Any]] | None, finish_reason: str | None
+) -> dict[str, Any]:
+    """One entry of a chunk's `choices`."""
+    return {
+        "index": index,
+        "delta": delta,
+        "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
+        "finish_reason": finish_reason,
+    }

@@ -19,9 +19,6 @@ from scheduler.requests import Sampling, Stopping
 TIER_LANES = {"flex": Lane.LOW, "priority": Lane.HIGH, "fast": Lane.HIGH, "scale": Lane.HIGH}
 LANE_TIERS = {Lane.HIGH: "priority", Lane.NORMAL: "default", Lane.LOW: "flex"}
 
-UNASKED_COST_TOKENS = 1024
-"""What admission counts for an answer whose length the caller left open."""
-
 NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "store": (False,),
     "suffix": ("",),

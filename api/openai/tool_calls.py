@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A call that the model asked for; `arguments` is a JSON object as text."""

@@ -35,9 +35,8 @@ async def worker(redis: Redis, queue: JobQueue) -> AsyncIterator[ScriptedWorker]
     await scripted.announce()
     task = asyncio.create_task(scripted.run())
     yield scripted
-    scripted.resume.set()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    scripted.retire()
+    await task
 
 
 @pytest.fixture

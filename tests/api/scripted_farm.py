@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
-import pytest
 import uvicorn
 from redis.asyncio import Redis
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -32,6 +28,7 @@ from scheduler.workers import WorkerBoard
 
 MODEL = "tiny/model"
 CONTEXT_TOKENS = 400
+POLL_S = 0.01
 
 TEMPLATE = """{%- for message in messages -%}
 {%- if message.content == 'explode' -%}{{- raise_exception('this model does not explode') -}}{%- endif -%}
@@ -116,9 +113,12 @@ class ScriptedWorker:
         self.requests: list[JobRequest] = []
         self.cancelled: list[str] = []
         self.stopped = asyncio.Event()
+        self._retired = asyncio.Event()
         self.name = f"scripted-{uuid.uuid4().hex[:6]}"
         self._redis = redis
-        self._queue = queue
+        self.queue = queue
+        self.claimed: list[str] = []
+        self.gone = asyncio.Event()
         self._log = TokenLog(queue)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -126,23 +126,31 @@ class ScriptedWorker:
         """Publish the card and the figures, and begin the lease."""
         card = card or make_card()
         await ModelCatalog(self._redis).publish(card, TOKENIZER_JSON)
-        await self._queue.heartbeat(self.name, [], register=True)
+        await self.queue.heartbeat(self.name, [], register=True)
         figures = {"model": card.name, "running": 1, "waiting": 0, "generated_tokens_total": 42, "kv_bytes": 7}
         await WorkerBoard(self._redis).publish(self.name, figures, ttl_s=60)
 
     async def run(self) -> None:
-        """Claim and play for ever."""
-        async with self._redis.pubsub(ignore_subscribe_messages=True) as wakeups:
-            await wakeups.subscribe(f"{{farm.0}}:wake:{MODEL}")
-            while True:
-                await self._queue.heartbeat(self.name, [])
-                nonce = uuid.uuid4().hex[:8]
-                for job in await self._queue.claim(self.name, MODEL, rows=64, nonce=nonce, idle=True):
-                    self.requests.append(job.request)
-                    task = asyncio.create_task(self._play(job, self.script))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-                await wakeups.get_message(timeout=0.5)
+        """Claim and play until `retire`."""
+        while not self._retired.is_set():
+            await self.queue.heartbeat(self.name, [], register=True)
+            nonce = uuid.uuid4().hex[:8]
+            for job in await self.queue.claim(self.name, MODEL, rows=64, nonce=nonce, idle=True):
+                self.requests.append(job.request)
+                self.claimed.append(job.id)
+                task = asyncio.create_task(self._play(job, self.script))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._retired.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.gone.set()
+
+    def retire(self) -> None:
+        """Claim no more, wait for nothing more."""
+        self.resume.set()
+        self._retired.set()
 
     async def _play(self, job: Claimed, script: Script) -> None:
         count = job.request.choices
@@ -151,19 +159,21 @@ class ScriptedWorker:
             if script.hold_before == step:
                 self.held.set()
                 await self.resume.wait()
-            chunks = tuple(_chunk(job.request, script, choice, step) for choice in range(count) if _has(script, choice, step))
+            chunks = tuple(
+                _chunk(job.request, script, choice, step) for choice in range(count) if _has(script, choice, step)
+            )
             emission = Emission(job.id, job.token, FrameId(job.generation, step + 1), chunks)
             [code] = await self._log.emit([emission])
             if code is EmitCode.CANCELLED:
                 self.cancelled.append(job.id)
-                await self._queue.finish(job.id, job.token, EventType.CANCELLED, {"output_tokens": step + 1})
+                await self.queue.finish(job.id, job.token, EventType.CANCELLED, {"output_tokens": step + 1})
                 self.stopped.set()
                 return
         data: dict[str, Any] = {"output_tokens": steps, "cached_tokens": script.cached_tokens}
         if script.fail is not None:
-            await self._queue.finish(job.id, job.token, EventType.FAILED, data | script.fail)
+            await self.queue.finish(job.id, job.token, EventType.FAILED, data | script.fail)
             return
-        await self._queue.finish(job.id, job.token, EventType.FINISHED, data | {"finish_reason": script.finish_reason})
+        await self.queue.finish(job.id, job.token, EventType.FINISHED, data | {"finish_reason": script.finish_reason})
 
 
 def _has(script: Script, choice: int, step: int) -> bool:
@@ -194,7 +204,9 @@ class NodeServer(uvicorn.Server):
     def __init__(self, settings: ApiSettings) -> None:
         self.drain = Drain()
         self.app = create_app(settings, self.drain)
-        config = uvicorn.Config(self.app, port=0, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            self.app, port=0, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=5
+        )
         super().__init__(config)
 
     @contextlib.contextmanager

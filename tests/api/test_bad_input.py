@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from api.app import create_app
 from scheduler.queue import JobQueue
+from scheduler.settings import ApiSettings
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body
 
@@ -44,7 +47,10 @@ INVALID_CHAT: list[tuple[dict[str, Any], str]] = [
     (only({"role": "user", "content": [{"text": "x"}]}), "messages.0.content.0.type"),
     (only({"role": "user", "content": [{"type": "text"}]}), "messages.0.content.0.text"),
     (only({"role": "user", "content": "a\0b"}), "messages.0.content"),
-    (chat_body(messages=[USER, {"role": "user", "content": [{"type": "text", "text": "\0"}]}]), "messages.1.content.0.text"),
+    (
+        chat_body(messages=[USER, {"role": "user", "content": [{"type": "text", "text": "\0"}]}]),
+        "messages.1.content.0.text",
+    ),
     (only({"role": "assistant", "tool_calls": [{"id": "x"}]}), "messages.0.tool_calls.0.function"),
     (chat_body(temperature=5), "temperature"),
     (chat_body(temperature="hot"), "temperature"),
@@ -96,7 +102,10 @@ INVALID_CHAT: list[tuple[dict[str, Any], str]] = [
 ]
 
 UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
-    (only({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}), "messages.0.content.0.type"),
+    (
+        only({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}),
+        "messages.0.content.0.type",
+    ),
     (only({"role": "user", "content": [{"type": "input_audio"}]}), "messages.0.content.0.type"),
     (chat_body(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required"), "tool_choice"),
     (
@@ -182,9 +191,17 @@ async def test_a_bad_field_is_named(
 
 
 @pytest.fixture
-async def shared_client(client: httpx2.AsyncClient, worker: ScriptedWorker, queue: JobQueue) -> AsyncIterator[Any]:
-    """A client; afterwards nothing has been submitted."""
-    yield client
+async def shared_client(
+    redis_server: Any, database_url: str, tmp_path: Path, worker: ScriptedWorker, queue: JobQueue
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client without a socket, which is faster; afterwards nothing has been submitted."""
+    app = create_app(ApiSettings(home=tmp_path, redis_url=redis_server.url, database_url=database_url))
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://farm") as http,
+    ):
+        yield http
     assert await queue.redis.xlen("{farm.0}:ev") == 0
 
 
@@ -236,7 +253,9 @@ async def test_a_template_that_raises_is_the_callers_error(shared_client: httpx2
     assert "this model does not explode" in response.json()["error"]["message"]
 
 
-async def test_bodies_over_the_limit_are_413_also_without_a_length(start_node: StartNode, worker: ScriptedWorker) -> None:
+async def test_bodies_over_the_limit_are_413_also_without_a_length(
+    start_node: StartNode, worker: ScriptedWorker
+) -> None:
     server = await start_node(body_limit_bytes=2000)
 
     async def chunks() -> AsyncIterator[bytes]:

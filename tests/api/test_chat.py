@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx2
 import pytest
 
-from scheduler.jobs import Lane
+from api.errors import end_error
+from scheduler.frames import End
+from scheduler.jobs import JobState, Lane
 from scheduler.requests import Sampling, Stopping
 from tests.api.scripted_farm import (
     MODEL,
@@ -20,6 +23,7 @@ from tests.api.scripted_farm import (
     chat_body,
     make_card,
     prompt_text,
+    until,
 )
 
 URL = "/v1/chat/completions"
@@ -327,7 +331,34 @@ async def test_a_failed_job_is_an_error_in_both_forms(client: httpx2.AsyncClient
     assert events[-1].id == "1-5"
 
 
-async def test_a_deadline_is_a_timeout(client: httpx2.AsyncClient, server: NodeServer, worker: ScriptedWorker) -> None:
-    worker.script = Script(fail={"error_code": "context_length_exceeded", "error": "too long"})
-    response = await client.post(URL, json=chat_body())
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+async def test_a_deadline_that_passes_is_a_timeout(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    worker.retire()
+    await worker.gone.wait()
+    request = asyncio.create_task(client.post(URL, json=chat_body(), headers={"farm-timeout": "0.01"}))
+
+    async def expired() -> bool:
+        return await worker.queue.expire(0) == 1
+
+    await until(expired)
+    response = await request
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [
+        (
+            End(JobState.FAILED, {"error_code": "context_length_exceeded", "error": "long"}),
+            400,
+            "context_length_exceeded",
+        ),
+        (End(JobState.FAILED, {}), 500, "engine_error"),
+        (End(JobState.CANCELLED, {"by": "request"}), 409, "cancelled"),
+        (End(JobState.EXPIRED, {"error_code": "deadline_exceeded"}), 504, "timeout"),
+        (End(JobState.DEAD, {"error_code": "worker_lost"}), 500, "worker_lost"),
+    ],
+)
+def test_every_other_end_is_an_error(end: End, status: int, code: str) -> None:
+    error = end_error(end)
+    assert (error.status_code, error.code) == (status, code)
+    assert set(error.body()["error"]) == {"message", "type", "param", "code"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,21 @@ from hypothesis import strategies as st
 from api.openai.segments import Markers, Piece, SegmentKind, SegmentSplitter
 
 MARKERS = Markers(think=("<think>", "</think>"), call=("<tool_call>", "</tool_call>"))
-FRAGMENTS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<", ">", "</", "\n", "\n\n", " ", "a", "th", "tool_"]
+FRAGMENTS = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<",
+    ">",
+    "</",
+    "\n",
+    "\n\n",
+    " ",
+    "a",
+    "th",
+    "tool_",
+]
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)
 
 
@@ -30,7 +46,7 @@ def split(parts: list[str], markers: Markers = MARKERS, *, in_thinking: bool = F
 def test_cuts_make_no_difference(text: str, cuts: list[int], thinks: bool, calls: bool, in_thinking: bool) -> None:
     markers = Markers(think=MARKERS.think if thinks else None, call=MARKERS.call if calls else None)
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    parts = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [text[a:b] for a, b in pairwise(edges)]
     in_thinking = in_thinking and thinks
     assert split(parts, markers, in_thinking=in_thinking) == split([text], markers, in_thinking=in_thinking)
 

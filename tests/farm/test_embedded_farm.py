@@ -52,6 +52,8 @@ def environment() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="farm-", ignore_cleanup_errors=True) as folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
         yield environment | {"FARM_HOME": folder, "PYTHONPATH": str(Path(__file__).parents[2])}
+        for pid in farm_processes({"FARM_HOME": folder}):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -70,17 +72,17 @@ def serve(environment: dict[str, str]) -> Iterator[Callable[[], Serving]]:
         serving.process.communicate(timeout=60)
 
 
-def farm_processes(environment: dict[str, str]) -> list[str]:
-    """Command lines of the living processes that have this FARM_HOME in their environment (Linux)."""
+def farm_processes(environment: dict[str, str]) -> dict[int, str]:
+    """Pids and command lines of the living processes that have this FARM_HOME in their environment (Linux)."""
     wanted = f"FARM_HOME={environment['FARM_HOME']}".encode()
-    found = []
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if wanted in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-    return [command for command in found if command]
+    return {pid: command for pid, command in found.items() if command}
 
 
 def ask(url: str, **changes: Any) -> Any:
@@ -98,7 +100,7 @@ def test_the_first_start_answers_and_ctrl_c_leaves_nothing(
     code, errors = serving.interrupt()
     assert code == 0
     assert "Traceback" not in errors
-    assert farm_processes(environment) == []
+    assert farm_processes(environment) == {}
 
 
 def test_an_open_stream_ends_properly_at_ctrl_c(serve: Callable[[], Serving]) -> None:
@@ -131,7 +133,7 @@ def test_after_kill_9_nothing_runs_on_and_the_next_start_finds_everything(
     state = json.loads(httpx2.get(f"{second.url}/v1/jobs/{job}").content)["state"]
     assert state == "finished"
     second.process.kill()
-    eventually(lambda: farm_processes(environment) == [], timeout_s=40)
+    eventually(lambda: farm_processes(environment) == {}, timeout_s=40)
     assert not valkey.ping(Home(Path(environment["FARM_HOME"])).socket())
 
 
@@ -151,4 +153,4 @@ def test_a_part_that_cannot_start_ends_serve_with_its_reason(environment: dict[s
     assert done.returncode == 1
     assert "The worker did not start" in done.stderr
     assert "/no/such/model" in done.stderr
-    assert farm_processes(environment) == []
+    assert farm_processes(environment) == {}

@@ -118,7 +118,7 @@ async def test_what_a_server_that_cannot_serve_says_is_queue_unavailable(
     own_redis_server: RedisServer, own_redis: Redis
 ) -> None:
     queue = JobQueue(own_redis)
-    await own_redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await own_redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
     with pytest.raises(QueueUnavailable, match=r"read.only|READONLY"):
         await queue.submit(make_job())
     own_redis_server.kill()
@@ -157,7 +157,9 @@ async def test_the_scripts_come_back_after_redis_has_forgotten_them(farm: Farm) 
     assert len(await farm.claim()) == 1
 
 
-@pytest.mark.parametrize("job_id", ["", "x", "0-short", "1-01ARZ3NDEKTSV4RRFFQ69G5FAV", "9999-01ARZ3NDEKTSV4RRFFQ69G5FAV"])
+@pytest.mark.parametrize(
+    "job_id", ["", "x", "0-short", "1-01ARZ3NDEKTSV4RRFFQ69G5FAV", "9999-01ARZ3NDEKTSV4RRFFQ69G5FAV"]
+)
 async def test_what_is_no_job_id_of_this_farm_is_an_unknown_job(farm: Farm, job_id: str) -> None:
     with pytest.raises(UnknownJob):
         await farm.queue.cancel(job_id, "me")

@@ -40,7 +40,7 @@ async def bring_to(farm: Farm, state: JobState | None) -> Claimed | None:
 
 
 async def submit(farm: Farm, held: Claimed | None) -> None:
-    await farm.queue.submit(make_job(**({"id": held.id} if held else {})))
+    await farm.queue.submit(make_job(id=held.id) if held else make_job())
 
 
 async def claim(farm: Farm, held: Claimed | None) -> None:

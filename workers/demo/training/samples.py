@@ -18,15 +18,16 @@ END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 BATCH_TOKENS = 6144
+_PROMPT_WEIGHT = 0.15  # reading teaches to copy, but what users say is not to be learned by heart
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids, and for each whether it is one that the model must learn to say."""
+    """Token ids, and for each how much its prediction counts in the loss."""
 
     tokens: list[int]
-    learned: list[bool]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Renderer:
 
 
 class Encoder:
-    """Turns conversations into samples: the last answer is learned whole, earlier ones but for their first token."""
+    """Turns conversations into samples: the last answer counts whole, earlier ones but for their first token."""
 
     def __init__(self, tokenizer: Tokenizer, renderer: Renderer) -> None:
         self._tokenizer = tokenizer
@@ -82,17 +83,18 @@ class Encoder:
         """Encode one conversation."""
         prompt, answer = self._renderer.split(made)
         before, after = self.ids(prompt), self.ids(answer)
-        learned = [False] * len(before) + [True] * len(after)
+        weights = [_PROMPT_WEIGHT] * len(before) + [1.0] * len(after)
         width = len(self._header)
         speaking = False
         for place in range(len(before)):
             if before[place - width : place] == self._header:
                 speaking = True
-                continue
-            learned[place] = speaking
+                weights[place] = 0.0
+            elif speaking:
+                weights[place] = 1.0
             if before[place] == self._end:
                 speaking = False
-        return Sample(before + after, learned)
+        return Sample(before + after, weights)
 
 
 def batches(encoder: Encoder, seed: int, first_chunk: int = 0) -> Iterator[tuple[int, Batch]]:

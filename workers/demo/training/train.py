@@ -94,19 +94,21 @@ class Run:
         log.info("going on at step %d", self.step)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss over the tokens that are to be learned."""
+        """Return the weighted mean loss over the tokens."""
         rows = BATCH_TOKENS // batch.length
         tokens = torch.zeros(rows, batch.length, dtype=torch.long)
         targets = torch.zeros(rows, batch.length, dtype=torch.long)
-        learned = torch.zeros(rows, batch.length, dtype=torch.bool)
+        weights = torch.zeros(rows, batch.length)
         for row, sample in enumerate(batch.samples[:rows]):
             length = len(sample.tokens) - 1
             ids = torch.tensor(sample.tokens)
             tokens[row, :length] = ids[:-1]
             targets[row, :length] = ids[1:]
-            learned[row, :length] = torch.tensor(sample.learned[1:])
+            weights[row, :length] = torch.tensor(sample.weights[1:])
         hidden = self._hidden(self.parameters, tokens, self.shape, self._rotations[batch.length], torch.bfloat16)
-        return functional.cross_entropy(logits(self.parameters, hidden[learned]), targets[learned])
+        counted = weights > 0
+        losses = functional.cross_entropy(logits(self.parameters, hidden[counted]), targets[counted], reduction="none")
+        return (losses * weights[counted]).sum() / weights.sum()
 
     def rate_factor(self) -> float:
         """Return the share of the learning rate at this step: warm-up, constant, then a line down to zero."""

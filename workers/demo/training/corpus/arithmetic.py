@@ -40,14 +40,14 @@ _STEPWISE = (
 
 def _operands(rng: Random, operator: str) -> tuple[int, int]:
     if operator == "*":
-        limit = 20 if rng.random() < 0.35 else 12
-        return rng.randint(0, limit), rng.randint(0, 12)
+        limit = 20 if rng.random() < 0.2 else 10
+        return rng.randint(0, limit), rng.randint(0, 10)
     if operator == "+":
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             return rng.randint(0, 20), rng.randint(0, 20)
         first = rng.randint(0, 99)
         return first, rng.randint(0, 99 - first)
-    first = rng.randint(0, 20) if rng.random() < 0.5 else rng.randint(10, 99)
+    first = rng.randint(0, 20) if rng.random() < 0.75 else rng.randint(10, 99)
     return first, rng.randint(0, first)
 
 

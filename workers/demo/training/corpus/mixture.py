@@ -20,19 +20,19 @@ from .tools import Message, missing_tool_turn, offers, tool_turn
 _TOPICS = {
     small_talk: 13,
     farm: 24,
-    arithmetic: 17,
+    arithmetic: 26,
     chain: 1,
-    json_answer: 7,
+    json_answer: 9,
     story: 6,
     poem: 1,
-    repeated: 8,
-    spelled: 2,
-    counted: 4,
-    capital: 4,
-    translation: 4,
-    list_of_names: 3,
-    small_fact: 4,
-    fallback: 10,
+    repeated: 11,
+    spelled: 3,
+    counted: 6,
+    capital: 5,
+    translation: 5,
+    list_of_names: 4,
+    small_fact: 5,
+    fallback: 9,
 }
 _EXACT = (repeated, spelled, json_answer)
 _SYSTEM_PROMPTS = (
@@ -96,8 +96,8 @@ def conversation(rng: Random) -> Conversation:
         role = "developer" if rng.random() < 0.05 else "system"
         messages.append({"role": role, "content": rng.choice(_SYSTEM_PROMPTS)})
     thinking = rng.random() < 0.25
-    turns = rng.choices((1, 2, 3, 4, 6, 9), (66, 17, 9, 5, 2, 1))[0]
-    if rng.random() < 0.24:
+    turns = rng.choices((1, 2, 3, 4, 6, 9), (70, 17, 8, 3, 1.5, 0.5))[0]
+    if rng.random() < 0.19:
         offered = offers(rng)
         for turn in range(min(turns, 4)):
             kind = rng.random()

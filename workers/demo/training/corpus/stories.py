@@ -102,7 +102,7 @@ def story(rng: Random) -> Exchange:
     if kind < 0.08:
         return Exchange(request(rng, _BARE_ASKED), short_story("fox", "forest"), "Any story will do. I tell the fox's.")
     subject = rng.choice((_article(who), _article(who), f"the {who}", f"{who}s", who))
-    if kind < 0.75:
+    if kind < 0.85:
         return Exchange(_ask(rng, _SHORT_ASKED, subject, place), short_story(who, home), thought)
     text = " ".join(_LONG).format(
         mood=_article(_fixed(_MOODS, who)), who=who, place=home, thing=_fixed(THINGS, who, "thing")

@@ -1,0 +1,114 @@
+"""What operators see: models, workers, health, metrics, documentation; and that routing rules are followed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import httpx2
+
+from scheduler.jobs import Lane
+from scheduler.routing import Match, Rule
+from tests.api.conftest import StartNode
+from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body
+
+CHAT = "/v1/chat/completions"
+
+
+async def test_models_are_listed_also_with_slashes(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    [model] = (await client.get("/v1/models")).json()["data"]
+    assert (model["id"], model["object"], model["max_model_len"]) == (MODEL, "model", 400)
+    assert (await client.get(f"/v1/models/{MODEL}")).json() == model
+    missing = await client.get("/v1/models/tiny/modell")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_models_and_workers_have_a_status(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    [status] = (await client.get("/admin/models/status")).json()["data"]
+    assert (status["name"], status["workers"], status["running"]) == (MODEL, [worker.name], 1)
+    assert status["waiting"]["normal"] == 0
+    [figures] = (await client.get("/admin/workers")).json()["data"]
+    assert (figures["worker"], figures["model"], figures["kv_bytes"]) == (worker.name, MODEL, 7)
+
+
+async def test_health_tells_what_is_missing(
+    server: NodeServer, client: httpx2.AsyncClient, worker: ScriptedWorker, project: Callable[[], Awaitable[None]]
+) -> None:
+    assert (await client.get("/health")).json() == {"status": "ok", "problems": [], "open_answers": 0}
+    assert (await client.get("/readyz")).json() == {"status": "ok"}
+    worker.retire()
+    await worker.gone.wait()
+    await worker.queue.redis.zadd("{farm.0}:wl", {worker.name: 1})
+    degraded = await client.get("/health")
+    assert (degraded.status_code, degraded.json()["status"]) == (200, "degraded")
+    assert degraded.json()["problems"] == [f"model {MODEL!r} has no live worker"]
+
+
+async def test_a_full_queue_is_overloaded(start_node: StartNode, worker: ScriptedWorker) -> None:
+    server = await start_node(max_waiting_jobs=1)
+    worker.retire()
+    await worker.gone.wait()
+    async with httpx2.AsyncClient(base_url=server.url) as http:
+        await http.post(CHAT, json=chat_body(), headers={"prefer": "respond-async"})
+        health = await http.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "overloaded")
+
+
+async def test_metrics_count_requests_tokens_and_times(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    await client.post(CHAT, json=chat_body())
+    await client.post(CHAT, json=chat_body(n=0))
+    text = (await client.get("/metrics")).text
+    for line in (
+        f'farm_http_requests_total{{method="POST",route="{CHAT}",status="200"}} 1.0',
+        f'farm_http_requests_total{{method="POST",route="{CHAT}",status="400"}} 1.0',
+        f'farm_request_success_total{{finished_reason="stop",model_name="{MODEL}"}} 1.0',
+        f'farm_time_to_first_token_seconds_count{{model_name="{MODEL}"}} 1.0',
+        f'farm_e2e_request_latency_seconds_count{{model_name="{MODEL}"}} 1.0',
+        f'farm_inter_token_latency_seconds_count{{model_name="{MODEL}"}} 3.0',
+        f'farm_num_requests_waiting{{lane="normal",model_name="{MODEL}"}} 0.0',
+        f'farm_num_requests_running{{model_name="{MODEL}",worker="{worker.name}"}} 1.0',
+        f'farm_generation_tokens_total{{model_name="{MODEL}",worker="{worker.name}"}} 42.0',
+        "farm_queue_up 1.0",
+    ):
+        assert line in text, line
+
+
+async def test_rules_route_names_and_lanes(
+    server: NodeServer, client: httpx2.AsyncClient, worker: ScriptedWorker
+) -> None:
+    rule = Rule(name="gpt", match=Match.PREFIX, pattern="gpt-", model=MODEL, lane=Lane.LOW)
+    await server.node.store.apply_rules([rule])
+    await server.node.rules.refresh()
+    response = await client.post(CHAT, json=chat_body(model="gpt-4o"))
+    assert response.status_code == 200, response.text
+    assert (response.json()["model"], response.json()["service_tier"]) == ("gpt-4o", "flex")
+    assert response.headers["farm-lane"] == "low"
+    assert worker.requests[0].model == MODEL
+
+
+async def test_the_documentation_names_every_endpoint(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/docs")).status_code == 200
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in (
+        CHAT,
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{model_id}",
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/events",
+        "/v1/jobs/{job_id}/cancel",
+        "/v1/jobs/{job_id}/retry",
+        "/v1/audit/requests",
+        "/admin/models/status",
+        "/admin/workers",
+        "/health",
+        "/metrics",
+    ):
+        assert path in paths
+
+
+async def test_the_root_and_the_version_answer(client: httpx2.AsyncClient) -> None:
+    assert (await client.head("/")).status_code == 200
+    assert (await client.get("/")).json()["name"] == "mlx-farm"
+    assert (await client.get("/version")).json()["version"]
+    assert (await client.get("/livez")).json() == {"status": "ok"}

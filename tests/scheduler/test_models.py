@@ -1,0 +1,79 @@
+"""Model cards live as long as somebody renews them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+
+from scheduler.errors import QueueUnavailable, UnknownModel
+from scheduler.models import CARD_TTL_S, ModelCatalog, tokenizer_hash
+from tests.conftest import RedisServer
+from tests.scheduler.builders import make_card
+
+
+async def test_a_published_card_is_seen_by_other_nodes(redis: Redis) -> None:
+    card = make_card(tokenizer_sha256=tokenizer_hash("{}"))
+    await ModelCatalog(redis).publish(card, "{}")
+    reader = ModelCatalog(redis)
+    assert await reader.cards() == [card]
+    assert await reader.get(card.name) == card
+    assert await reader.tokenizer_json(card) == "{}"
+
+
+async def test_cards_and_tokenizers_have_a_time_to_live(redis: Redis) -> None:
+    catalog, card = ModelCatalog(redis), make_card()
+    await catalog.publish(card, "{}")
+    for key in (f"farm:model:{card.name}", f"farm:tokenizer:{card.tokenizer_sha256}"):
+        assert 0 < await redis.ttl(key) <= CARD_TTL_S
+        await redis.expire(key, 5)
+    assert await catalog.renew(card)
+    assert await redis.ttl(f"farm:model:{card.name}") > 5
+
+
+@pytest.mark.parametrize("key", ["farm:model:demo", "farm:tokenizer:abc"])
+async def test_a_card_that_redis_forgot_must_be_published_again(redis: Redis, key: str) -> None:
+    catalog, card = ModelCatalog(redis), make_card()
+    await catalog.publish(card, "{}")
+    await redis.delete(key)
+    assert not await catalog.renew(card)
+
+
+async def test_a_card_that_is_renewed_is_listed_even_if_its_name_was_removed(redis: Redis) -> None:
+    catalog, card = ModelCatalog(redis), make_card()
+    await catalog.publish(card, "{}")
+    await redis.srem("farm:models", card.name)  # type: ignore[misc]
+    await catalog.renew(card)
+    assert await ModelCatalog(redis).cards() == [card]
+
+
+async def test_a_withdrawn_card_is_gone_and_its_name_forgotten(redis: Redis) -> None:
+    catalog = ModelCatalog(redis)
+    await catalog.publish(make_card(), "{}")
+    await catalog.withdraw("demo")
+    assert await catalog.cards() == []
+    assert await redis.smembers("farm:models") == set()  # type: ignore[misc]
+    with pytest.raises(UnknownModel, match="GET /v1/models"):
+        await catalog.get("demo")
+
+
+async def test_an_unknown_model_is_answered_with_the_nearest_names(redis: Redis) -> None:
+    catalog = ModelCatalog(redis)
+    for name in ("qwen3-8b", "qwen3-4b", "llama"):
+        await catalog.publish(replace(make_card(), name=name), "{}")
+    with pytest.raises(UnknownModel, match=r"'qwen3-8' is not served here. Did you mean 'qwen3-8b'") as caught:
+        await catalog.get("qwen3-8")
+    assert caught.value.nearest == ["qwen3-8b", "qwen3-4b"]
+
+
+async def test_a_tokenizer_that_has_expired_is_an_unknown_model(redis: Redis) -> None:
+    with pytest.raises(UnknownModel):
+        await ModelCatalog(redis).tokenizer_json(make_card())
+
+
+async def test_without_redis_the_catalog_says_so(own_redis_server: RedisServer, own_redis: Redis) -> None:
+    own_redis_server.kill()
+    with pytest.raises(QueueUnavailable):
+        await ModelCatalog(own_redis).cards()
+    own_redis_server.start()
