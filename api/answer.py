@@ -31,7 +31,7 @@ async def answer(node: Node, call: Call, draft: Draft, request: Request) -> Resp
         node=node,
         job_id=accepted.id,
         renderer=await fresh_renderer(node, accepted.id, accepted.request),
-        frames=frames_of(node, accepted.id, resubmission=accepted.job, tick_s=tick_s(node)),
+        frames=frames_of(node, accepted.id, resubmission=accepted.job, expected=accepted.backlog, tick_s=tick_s(node)),
         stays=call.stays or accepted.job is None,
         meter=meter,
     )

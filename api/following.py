@@ -12,6 +12,7 @@ from api.node import Node
 from scheduler.errors import FarmError, UnknownJob
 from scheduler.frames import START, End, Frame, FrameId
 from scheduler.queue import NewJob
+from scheduler.tokens import Backlog
 
 log = structlog.get_logger()
 
@@ -19,23 +20,30 @@ MAX_RESUBMISSIONS = 3
 
 
 async def frames_of(
-    node: Node, job_id: str, *, resubmission: NewJob | None = None, tick_s: float = 1.0
+    node: Node,
+    job_id: str,
+    *,
+    resubmission: NewJob | None = None,
+    expected: Backlog | None = None,
+    tick_s: float = 1.0,
 ) -> AsyncGenerator[Frame | None, None]:
     """All frames of a job, in order, each once, up to and with its End; None after each tick of silence.
 
     A queue that has lost its memory gets `resubmission` again: seeds make the same text, so that the frames go on
-    behind those already seen. Raises UnknownJob, RecordUnavailable.
+    behind those already seen. `expected`: this node listens since before the submission. Raises UnknownJob,
+    RecordUnavailable.
     """
     last = START
     for attempt in range(MAX_RESUBMISSIONS + 1):
         try:
-            async with aclosing(node.listener.follow(job_id, last, tick_s)) as frames:
+            async with aclosing(node.listener.follow(job_id, last, tick_s, expected=expected)) as frames:
                 async for frame in frames:
                     yield frame
                     if frame is not None:
                         last = frame.id
             return
         except UnknownJob:
+            expected = None
             if resubmission is None:
                 break
             if attempt == MAX_RESUBMISSIONS:

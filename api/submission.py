@@ -13,11 +13,12 @@ from api.call import Call
 from api.draft import Draft
 from api.errors import ApiError
 from api.node import Node
-from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
+from scheduler.errors import FarmError, IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
 from scheduler.job_ids import new_job_id
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
 from scheduler.routing import choose
+from scheduler.tokens import Backlog
 
 log = structlog.get_logger()
 
@@ -35,6 +36,7 @@ class Accepted:
     id: str
     request: JobRequest
     job: NewJob | None
+    backlog: Backlog | None = None
 
 
 async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> NewJob:
@@ -64,10 +66,16 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> New
 
 
 async def submit(node: Node, job: NewJob) -> Accepted:
-    """Give a job to the queue. Raises QueueFull, IdempotencyConflict, QueueUnavailable, ApiError."""
-    job_id = await node.queue.submit(job)
+    """Listen, then give a job to the queue. Raises QueueFull, IdempotencyConflict, QueueUnavailable, ApiError."""
+    backlog = node.listener.expect(job.id)
+    try:
+        job_id = await node.queue.submit(job)
+    except FarmError:
+        node.listener.forget(job.id, backlog)
+        raise
     if job_id == job.id:
-        return Accepted(job_id, job.request, job)
+        return Accepted(job_id, job.request, job, backlog)
+    node.listener.forget(job.id, backlog)
     request = await node.queue.body(job_id)
     if request is None:
         raise ApiError(409, f"The result of job {job_id} (same Idempotency-Key) is no longer kept.", code="conflict")

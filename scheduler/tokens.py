@@ -84,7 +84,7 @@ class TokenLog:
         return shard_key(self._queue.shard_of(job_id), f"t:{job_id}")
 
 
-class _Backlog:
+class Backlog:
     """What the live channel has for one follower; `missed` says that the log must be read, `over` that all is said."""
 
     __slots__ = ("frames", "missed", "over", "ready")
@@ -115,7 +115,7 @@ class TokenListener:
         self._redis = redis
         self._queue = queue
         self._log = TokenLog(queue)
-        self._followers: dict[str, set[_Backlog]] = defaultdict(set)
+        self._followers: dict[str, set[Backlog]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -127,15 +127,34 @@ class TokenListener:
         if self._task is not None:
             await cancel_all([self._task])
 
-    async def follow(self, job_id: str, after: FrameId = START, tick_s: float = 1.0) -> AsyncGenerator[Frame | None]:
+    def expect(self, job_id: str) -> Backlog:
+        """Listen for a job that is about to be submitted with this node's name: nothing of it can be missed.
+
+        Give the backlog to `follow`, or to `forget` when the submission fails.
+        """
+        backlog = Backlog()
+        self._followers[job_id].add(backlog)
+        return backlog
+
+    def forget(self, job_id: str, backlog: Backlog) -> None:
+        """Listen no more; a job that has ended is forgotten already."""
+        followers = self._followers.get(job_id, set())
+        followers.discard(backlog)
+        if not followers:
+            self._followers.pop(job_id, None)
+
+    async def follow(
+        self, job_id: str, after: FrameId = START, tick_s: float = 1.0, *, expected: Backlog | None = None
+    ) -> AsyncGenerator[Frame | None]:
         """Yield the job's frames after `after`, in order, each once, up to and with its End.
 
         Yields None after each `tick_s` of silence (and then checks the log, so that a lost message costs one tick).
         Outlives a Redis outage. Raises UnknownJob when the job's log is gone. Ends at once when `after` is the End.
+        Without an `expected` backlog it begins by asking for the frames and reading the log.
         """
-        backlog = _Backlog()
-        backlog.miss()
-        self._followers[job_id].add(backlog)
+        backlog = expected or self.expect(job_id)
+        if expected is None:
+            backlog.miss()
         try:
             last = after
             while True:
@@ -150,11 +169,9 @@ class TokenListener:
                     yield None
                     backlog.missed = True
         finally:
-            self._followers[job_id].discard(backlog)
-            if not self._followers[job_id]:
-                del self._followers[job_id]
+            self.forget(job_id, backlog)
 
-    async def _next_frames(self, job_id: str, backlog: _Backlog, last: FrameId) -> AsyncIterator[Frame]:
+    async def _next_frames(self, job_id: str, backlog: Backlog, last: FrameId) -> AsyncIterator[Frame]:
         backlog.ready.clear()
         while backlog.frames and not backlog.missed:
             frame = backlog.frames.popleft()
@@ -167,7 +184,7 @@ class TokenListener:
             async for frame in self._catch_up(job_id, backlog, last):
                 yield frame
 
-    async def _catch_up(self, job_id: str, backlog: _Backlog, last: FrameId) -> AsyncIterator[Frame]:
+    async def _catch_up(self, job_id: str, backlog: Backlog, last: FrameId) -> AsyncIterator[Frame]:
         """Read the log from `last` to its end; what the live queue holds of it is dropped as already seen."""
         try:
             state = await self._queue.listen(job_id, self.node)
@@ -184,7 +201,7 @@ class TokenListener:
         except QueueUnavailable:
             return  # the next tick tries again
 
-    async def _beyond_the_end(self, job_id: str, backlog: _Backlog, last: FrameId) -> AsyncIterator[Frame]:
+    async def _beyond_the_end(self, job_id: str, backlog: Backlog, last: FrameId) -> AsyncIterator[Frame]:
         """An ended job has nothing after `last`: its End was seen, or its log is shorter (written again) or gone."""
         end = await self._log.last(job_id)
         if end is None:
@@ -218,6 +235,8 @@ class TokenListener:
                 frame = Frame(name, FrameId(generation, sequence), decode_body(payload))
                 for backlog in followers:
                     backlog.push(frame)
+                if isinstance(frame.body, End):
+                    del self._followers[name]
 
     def _miss_all(self) -> None:
         for followers in self._followers.values():

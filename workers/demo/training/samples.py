@@ -86,7 +86,9 @@ class Encoder:
         weights = [_PROMPT_WEIGHT] * len(before) + [1.0] * len(after)
         width = len(self._header)
         speaking = False
-        for place in range(len(before)):
+        opening = next((at for at in range(len(before), 0, -1) if before[at - width : at] == self._header), len(before))
+        weights[opening : len(before)] = [0.0] * (len(before) - opening)
+        for place in range(opening):
             if before[place - width : place] == self._header:
                 speaking = True
                 weights[place] = 0.0

@@ -18,9 +18,9 @@ from .tool_kinds import JsonObject
 from .tools import Message, missing_tool_turn, offers, tool_turn
 
 _TOPICS = {
-    small_talk: 13,
+    small_talk: 17,
     farm: 24,
-    arithmetic: 26,
+    arithmetic: 38,
     chain: 1,
     json_answer: 9,
     story: 6,
@@ -32,7 +32,7 @@ _TOPICS = {
     translation: 5,
     list_of_names: 4,
     small_fact: 5,
-    fallback: 9,
+    fallback: 13,
 }
 _EXACT = (repeated, spelled, json_answer)
 _SYSTEM_PROMPTS = (
@@ -64,7 +64,7 @@ class Conversation:
 
 
 def _exchange(rng: Random) -> list[Exchange]:
-    if rng.random() < 0.02:
+    if rng.random() < 0.03:
         return name_remembered(rng)
     topic = rng.choices(list(_TOPICS), list(_TOPICS.values()))[0]
     made = topic(rng)
