@@ -33,7 +33,7 @@ class Call:
     stays: bool
 
 
-def call_of(request: Request) -> Call:
+async def call_of(request: Request) -> Call:
     """Read the headers. Raises InvalidParameter by header name."""
     headers = request.headers
     key = _idempotency_key(headers.get("idempotency-key", ""))

@@ -21,7 +21,7 @@ _SECONDS_UNTIL = 100_000_000_000
 """A number below this is in seconds (until the year 5138), above it in ms (since 1973)."""
 
 
-def wanted_jobs(
+async def wanted_jobs(
     request: Request,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     status: Annotated[JobState | None, Query(description="Another name of state.")] = None,

@@ -98,7 +98,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         await redis.aclose()
 
 
-def current_node(request: Request) -> Node:
+async def current_node(request: Request) -> Node:
     """The node that serves a request."""
     node: Node = request.app.state.node
     return node

@@ -26,6 +26,7 @@ import psutil
 from bench.bare_engine import OUTPUT_TOKENS, prompts
 from bench.models import build_qwen3
 from bench.valkey_server import valkey_server
+from workers.agent import LINUX_ENVIRONMENT
 
 
 @dataclass
@@ -51,7 +52,9 @@ class Served:
 def bare(model: Path, streams: int) -> float:
     """Tokens per second of the engine loop alone, in a process of its own, model already loaded."""
     command = [sys.executable, "-m", "bench.bare_engine", str(model), str(streams)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(command, env=os.environ | LINUX_ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -105,9 +108,7 @@ def served(model: Path, streams: int, port: int) -> Served:
             "FARM_MODEL": str(model),
             "FARM_MODEL_NAME": "bench",
             "FARM_PORT": str(port),
-            "MALLOC_MMAP_MAX_": "0",
-            "MALLOC_TRIM_THRESHOLD_": "100000000000",
-            "MALLOC_TOP_PAD_": "268435456",
+            **LINUX_ENVIRONMENT,
         }
         worker = start(["bench.recording_worker", str(note)], environment)
         others = [start([role], environment) for role in ("scheduler", "api")]

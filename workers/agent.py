@@ -38,10 +38,12 @@ STABLE_S = 60.0
 EXIT_MODEL = 4
 
 # glibc gives big freed blocks back to the system and faults them in again for every step; keep them instead.
-MALLOC_ENVIRONMENT = {
+LINUX_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
+    # One core is left to those who bring the work and carry it away; BLAS threads that spin would keep them waiting.
+    "OPENBLAS_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1)),
 }
 
 
@@ -86,7 +88,7 @@ class NodeAgent:
     async def _run_child(self, base: str) -> int:
         environment = os.environ | {"FARM_WORKER_BASE": base, "FARM_SUPERVISED": "1"}
         if sys.platform == "linux":
-            environment = MALLOC_ENVIRONMENT | environment
+            environment = LINUX_ENVIRONMENT | environment
         self._child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",

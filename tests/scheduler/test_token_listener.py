@@ -48,7 +48,8 @@ async def nodes_of(farm: Farm, url: str) -> AsyncIterator[Node]:
 
 async def collect(listener: TokenListener, job_id: str, after: FrameId = START) -> list[Frame]:
     """All frames up to the end."""
-    return [frame async for frame in listener.follow(job_id, after, TICK_S) if frame is not None]
+    async with asyncio.timeout(20):
+        return [frame async for frame in listener.follow(job_id, after, TICK_S) if frame is not None]
 
 
 async def speak(farm: Farm, held: Claimed, count: int, first: int = 1) -> None:
@@ -216,7 +217,7 @@ async def test_a_malformed_message_does_not_make_a_node_deaf(farm: Farm, node: N
 
 async def test_a_stream_outlives_the_server(own_redis_server: RedisServer, own_redis: Redis) -> None:
     farm = Farm(own_redis)
-    async with nodes_of(farm, own_redis_server.url) as start:
+    async with asyncio.timeout(20), nodes_of(farm, own_redis_server.url) as start:
         listener, held = await start(), await farm.start()
         async with aclosing(listener.follow(held.id, tick_s=TICK_S)) as stream:
             frames = [frame async for frame in _until(stream, farm, held)]
