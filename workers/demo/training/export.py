@@ -18,7 +18,9 @@ def export(parameters: Parameters, shape: Shape, folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(MODEL_FOLDER / "tokenizer.json"))
     ends = [tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(END_OF_TEXT)]
     weights = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in parameters.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "mlx"})
+    written = folder / "model.safetensors"
+    save_file(weights, written, metadata={"format": "mlx"})
+    written.chmod(0o644)
     config = {**shape.config(), "torch_dtype": "float16", "bos_token_id": None, "eos_token_id": ends}
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", {"do_sample": False, "eos_token_id": ends, "pad_token_id": ends[1]})

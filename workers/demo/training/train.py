@@ -156,8 +156,8 @@ class Run:
                 log.info(report(self.parameters, self.shape, self.encoder, self.tokenizer))
                 export(self.parameters, self.shape, self.plan.workspace)
         self.save()
-        log.info(report(self.parameters, self.shape, self.encoder, self.tokenizer))
         export(self.parameters, self.shape, self.plan.folder)
+        log.info(report(self.parameters, self.shape, self.encoder, self.tokenizer))
         log.info("done in %.0f s, %d steps, mean loss %.4f", time.monotonic() - start, self.step, mean)
 
 
@@ -165,8 +165,8 @@ def _plan() -> tuple[Plan, int]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, required=True, help="keeps the checkpoint and the log")
     parser.add_argument("--folder", type=Path, default=MODEL_FOLDER, help="where the model is written")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--decay-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--decay-steps", type=int, default=2500)
     parser.add_argument("--matrix-rate", type=float, default=0.02)
     parser.add_argument("--other-rate", type=float, default=0.004)
     parser.add_argument("--report-steps", type=int, default=1000)
