@@ -9,8 +9,11 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+import structlog
 import uvloop
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -30,34 +33,59 @@ from scheduler.retention import Retention
 from scheduler.settings import SchedulerSettings
 from scheduler.store import Store
 
+log = structlog.get_logger()
+
+MIGRATION_PATIENCE_S = 5.0
+"""Ready is said after this time even where the database is still away."""
+
 
 async def serve(settings: SchedulerSettings) -> None:
-    """Migrate, then project, reap, relay and do chores until a stop signal."""
+    """Reap at once; migrate, then project, relay and do chores; until a stop signal.
+
+    A database that is away delays only what needs it: jobs of dead workers go back to the queue all the same.
+    """
     stop = stop_event()
-    if settings.auto_migrate:
-        await asyncio.to_thread(upgrade, settings.database)
     redis, blocking = command_client(settings.redis), blocking_client(settings.redis)
     engine = open_database(settings.database)
     queue = JobQueue(redis, shards=settings.shards, policy=settings.queue_policy)
     projectors = [Projector(blocking, engine, queue, shard) for shard in range(settings.shards)]
     retention = Retention(redis, engine, queue, projectors)
-    loops = [
-        *(projector.run() for projector in projectors),
-        Reaper(queue).run(),
-        Relay(redis, queue, Store(engine)).run(),
-        run_chores(settings, retention),
+    recording: list[Callable[[], Awaitable[None]]] = [
+        *(projector.run for projector in projectors),
+        Relay(redis, queue, Store(engine)).run,
+        partial(run_chores, settings, retention),
     ]
+    migrated = asyncio.ensure_future(migrate(settings))
+    loops = [Reaper(queue).run(), *(after(migrated, run) for run in recording)]
     tasks = [asyncio.ensure_future(loop) for loop in loops]
-    announce_ready(role="scheduler")
     stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([migrated, stopped], timeout=MIGRATION_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    announce_ready(role="scheduler")
     await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
-    await cancel_all([stopped, *tasks])
+    await cancel_all([stopped, migrated, *tasks])
     await engine.dispose()
     await redis.aclose()
     await blocking.aclose()
     for task in failed:
         task.result()  # a loop that ended by itself ended by an error: show it and exit 1
+
+
+async def migrate(settings: SchedulerSettings) -> None:
+    """Bring the schema to the newest version, however long the database is away."""
+    while settings.auto_migrate:
+        try:
+            await asyncio.to_thread(upgrade, settings.database)
+            return
+        except RecordUnavailable as error:
+            log.warning("migration waits", error=str(error))
+            await asyncio.sleep(2.0)
+
+
+async def after(migrated: asyncio.Future[None], run: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop once the schema is there."""
+    await asyncio.shield(migrated)
+    await run()
 
 
 async def show_current(settings: SchedulerSettings, as_json: bool) -> int:

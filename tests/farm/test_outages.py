@@ -103,3 +103,9 @@ def test_an_async_job_survives_the_death_of_everything_but_sql(shaky: Any, event
     shaky.redis.start()
     answer = eventually(lambda: httpx2.get(job, timeout=30).json().get("result"))
     assert answer == result
+
+
+def test_a_scheduler_starts_without_its_database_and_stops_in_order(shaky: Any) -> None:
+    scheduler = shaky.start("scheduler", FARM_DATABASE_URL="postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    assert scheduler.process.poll() is None
+    assert scheduler.stop() == 0
