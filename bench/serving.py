@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -69,24 +70,41 @@ def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen
     raise RuntimeError(f"{arguments} did not start")
 
 
+class Reader(asyncio.Protocol):
+    """One client at the socket: an HTTP library would add its own milliseconds to every figure."""
+
+    def __init__(self) -> None:
+        self.stream = Stream()
+        self.ended = asyncio.Event()
+        self._head = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Note the time of each event, and the job's id from the head."""
+        now_s = time.monotonic()
+        if not self.stream.job_id:
+            self._head += data
+            match = re.search(rb"farm-job-id: (\S+)\r\n", self._head, re.IGNORECASE)
+            self.stream.job_id = match[1].decode() if match else ""
+        self.stream.arrived_s += [now_s] * data.count(b"\nid: ")
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """The answer is complete."""
+        self.ended.set()
+
+
 async def ask(port: int, ids: list[int], length: int, start: asyncio.Barrier) -> Stream:
-    """One streamed completion over a raw connection: an HTTP library would add its own milliseconds to the figures."""
+    """One streamed completion."""
     fields = {"model": "bench", "prompt": ids, "max_tokens": length, "temperature": 0, "ignore_eos": True}
     body = json.dumps(fields | {"stream": True}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    transport, reader = await asyncio.get_running_loop().create_connection(Reader, "127.0.0.1", port)
     await start.wait()
-    stream = Stream(asked_s=time.monotonic())
-    writer.write(request)
-    async for line in reader:
-        if line.startswith(b"id:"):
-            stream.arrived_s.append(time.monotonic())
-        elif line.lower().startswith(b"farm-job-id:"):
-            stream.job_id = line.split()[1].decode()
-    writer.close()
-    assert len(stream.arrived_s) > 0, "the stream was refused"
-    return stream
+    reader.stream.asked_s = time.monotonic()
+    transport.write(request)
+    await reader.ended.wait()
+    assert reader.stream.arrived_s, "the stream was refused"
+    return reader.stream
 
 
 async def ask_all(port: int, streams: int) -> tuple[list[Stream], float]:
