@@ -51,7 +51,7 @@ async def serve(settings: WorkerSettings) -> int:
 
 def main() -> None:
     """Serve, then write the note."""
-    workers.model_process.EngineThread = RecordingThread  # type: ignore[misc]
+    workers.model_process.EngineThread = RecordingThread  # type: ignore[attr-defined]
     settings = WorkerSettings()
     configure_logs(settings.log_level, settings.log_format)
     code = uvloop.run(serve(settings))

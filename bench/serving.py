@@ -3,7 +3,7 @@
 Same model, same prompts, one run, interleaved repeats: the bare engine loop in a process of its own against the whole
 farm (HTTP, Redis, scheduler, SQL) with streaming clients. Delivery is measured directly: the worker notes when a frame
 was made, the client when its SSE event arrived (one clock). TTFT overhead is everything before the engine has the
-prompt plus the delivery of the first frame.
+prompt plus the delivery of the first frame, for requests in one instant (burst) and 250 ms apart (spread).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from bench.models import build_qwen3
 from bench.valkey_server import valkey_server
 from workers.agent import LINUX_ENVIRONMENT
 
+ARRIVAL_GAP_S = 0.25
+
 
 @dataclass
 class Stream:
@@ -46,6 +48,7 @@ class Served:
     tokens_per_s: float
     delivery_ms: list[float]
     ttft_overhead_ms: list[float]
+    spread_overhead_ms: list[float]
     ttft_ms: list[float]
     api_rss_mb: float
 
@@ -92,7 +95,7 @@ class Reader(asyncio.Protocol):
         self.ended.set()
 
 
-async def ask(port: int, ids: list[int], length: int, start: asyncio.Barrier) -> Stream:
+async def ask(port: int, ids: list[int], length: int, start: asyncio.Barrier, delay_s: float) -> Stream:
     """One streamed completion."""
     fields = {"model": "bench", "prompt": ids, "max_tokens": length, "temperature": 0, "ignore_eos": True}
     body = json.dumps(fields | {"stream": True}).encode()
@@ -100,6 +103,7 @@ async def ask(port: int, ids: list[int], length: int, start: asyncio.Barrier) ->
     request = f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
     transport, reader = await asyncio.get_running_loop().create_connection(Reader, "127.0.0.1", port)
     await start.wait()
+    await asyncio.sleep(delay_s)
     reader.stream.asked_s = time.monotonic()
     transport.write(request)
     await reader.ended.wait()
@@ -107,13 +111,20 @@ async def ask(port: int, ids: list[int], length: int, start: asyncio.Barrier) ->
     return reader.stream
 
 
-async def ask_all(port: int, streams: int) -> tuple[list[Stream], float]:
-    """All streams at once; how long the whole took."""
-    for length in (4, OUTPUT_TOKENS):  # a short round first warms up
-        start = asyncio.Barrier(streams)
-        began_s = time.monotonic()
-        answers = await asyncio.gather(*(ask(port, ids, length, start) for ids in prompts(streams)))
-    return list(answers), time.monotonic() - began_s
+async def ask_all(port: int, streams: int, length: int, gap_s: float = 0.0) -> list[Stream]:
+    """All streams, each `gap_s` after the one before (0: all in the same instant)."""
+    start = asyncio.Barrier(streams)
+    asking = [ask(port, ids, length, start, index * gap_s) for index, ids in enumerate(prompts(streams))]
+    return list(await asyncio.gather(*asking))
+
+
+async def three_rounds(port: int, streams: int) -> tuple[list[Stream], float, list[Stream]]:
+    """A short round to warm up, the burst (and how long it took), and one with the arrivals spread out."""
+    await ask_all(port, streams, 4)
+    began_s = time.monotonic()
+    burst = await ask_all(port, streams, OUTPUT_TOKENS)
+    elapsed_s = time.monotonic() - began_s
+    return burst, elapsed_s, await ask_all(port, streams, OUTPUT_TOKENS // 2, ARRIVAL_GAP_S)
 
 
 def served(model: Path, streams: int, port: int) -> Served:
@@ -130,14 +141,15 @@ def served(model: Path, streams: int, port: int) -> Served:
         }
         worker = start(["bench.recording_worker", str(note)], environment)
         others = [start([role], environment) for role in ("scheduler", "api")]
-        answers, elapsed_s = asyncio.run(ask_all(port, streams))
+        burst, elapsed_s, spread = asyncio.run(three_rounds(port, streams))
         rss_mb = psutil.Process(others[1].pid).memory_info().rss / 2**20
         for process in (others[1], worker, others[0]):
             process.terminate()
             process.wait(30)
         times = json.loads(note.read_text())
     tokens_per_s = streams * OUTPUT_TOKENS / elapsed_s
-    return Served(tokens_per_s, *delays(answers, times), rss_mb)
+    delivery_ms, overhead_ms, ttft_ms = delays(burst, times)
+    return Served(tokens_per_s, delivery_ms, overhead_ms, delays(spread, times)[1], ttft_ms, rss_mb)
 
 
 def delays(answers: list[Stream], times: dict[str, Any]) -> tuple[list[float], list[float], list[float]]:
@@ -161,18 +173,20 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         model = build_qwen3(Path(folder) / "qwen3-120m")
-        print(f"{'run':>3} {'bare tok/s':>10} {'served tok/s':>12} {'ratio':>6} {'delivery p50/p95 ms':>20} "
-              f"{'TTFT overhead p50 ms':>21} {'TTFT p50 ms':>12} {'API RSS MB':>10}")  # fmt: skip
+        print("run  bare tok/s  served tok/s  ratio  delivery p50/p95 ms  TTFT overhead burst/spread ms  API RSS MB")
         ratios = []
         for run in range(arguments.repeats):
             alone = bare(model, arguments.streams)
             farm = served(model, arguments.streams, arguments.port)
             ratios.append(farm.tokens_per_s / alone)
-            p95 = statistics.quantiles(farm.delivery_ms, n=20)[-1]
-            delivery = f"{statistics.median(farm.delivery_ms):.1f} / {p95:.1f}"
-            print(f"{run:3} {alone:10.1f} {farm.tokens_per_s:12.1f} {ratios[-1]:6.3f} {delivery:>20} "
-                  f"{statistics.median(farm.ttft_overhead_ms):21.1f} {statistics.median(farm.ttft_ms):12.0f} "
-                  f"{farm.api_rss_mb:10.0f}")  # fmt: skip
+            p95_ms = statistics.quantiles(farm.delivery_ms, n=20)[-1]
+            delivery = f"{statistics.median(farm.delivery_ms):.1f} / {p95_ms:.1f}"
+            burst_ms, spread_ms = statistics.median(farm.ttft_overhead_ms), statistics.median(farm.spread_overhead_ms)
+            print(
+                f"{run:3}  {alone:10.1f}  {farm.tokens_per_s:12.1f}  {ratios[-1]:5.3f}  {delivery:>19}  "
+                f"{burst_ms:23.1f} / {spread_ms:7.1f}  {farm.api_rss_mb:10.0f}",
+                flush=True,
+            )
         print(f"served / bare, median of {len(ratios)}: {statistics.median(ratios):.3f} ({arguments.streams} streams)")
 
 

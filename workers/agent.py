@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from scheduler.connections import command_client
 from scheduler.errors import QueueUnavailable
 from scheduler.models import ModelCard, ModelCatalog
-from scheduler.process import announce_ready
+from scheduler.process import announce_ready, cancel_all
 from scheduler.queue import JobQueue
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
@@ -79,9 +79,7 @@ class NodeAgent:
             log.error("model process died, starting it again", exit_code=code, delay_s=delay_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(stopping), delay_s)
-        for task in (stopping, renewing):
-            task.cancel()
-        await asyncio.gather(stopping, renewing, return_exceptions=True)
+        await cancel_all([stopping, renewing])
         await self._leave()
         return code
 

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
@@ -121,7 +122,8 @@ class Consumer:
             log.info("handing jobs back", jobs=len(self._jobs))
         for job in tuple(self._jobs.values()):
             self._drop(job)
-            await self._queue.release(job.id, job.claimed.token, "drain")
+            with suppress(QueueUnavailable):  # then the end of the lease gives it back
+                await self._queue.release(job.id, job.claimed.token, "drain")
 
     async def _claim(self) -> None:
         self._nonce = self._nonce or uuid.uuid4().hex[:8]

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from scheduler.connections import blocking_client, command_client
 from scheduler.errors import QueueUnavailable
 from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
-from scheduler.process import announce_ready, configure_logs, stop_event
+from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.queue import Heartbeat, JobQueue, shard_key
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
@@ -89,10 +89,8 @@ class ModelProcess:
         healthy = not self._failed.is_set() and not any(task.done() for task in tasks)
         if healthy:
             await self._consumer.drain(self._settings.drain_s)
-        for task in [*stopping, *tasks]:
-            task.cancel()
-        await asyncio.gather(*stopping, return_exceptions=True)
-        errors = [e for e in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(e, Exception)]
+        await cancel_all([*stopping, *tasks])
+        errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
         for error in errors:
             log.error("model process failed", error=repr(error))
         await self._leave()

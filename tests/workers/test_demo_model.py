@@ -77,7 +77,8 @@ def demo() -> Iterator[Demo]:
 
 
 def test_the_model_is_small(demo: Demo) -> None:
-    assert sum(array.size for _, array in tree_flatten(demo.model.parameters())) <= PARAMETERS_MAX
+    weights: Any = tree_flatten(demo.model.parameters())
+    assert sum(array.size for _, array in weights) <= PARAMETERS_MAX
     assert (FOLDER / "model.safetensors").stat().st_size <= FILE_BYTES_MAX
 
 
@@ -127,12 +128,12 @@ def test_the_template_renders_every_role(demo: Demo) -> None:
         ("What is mlx-farm?", "Every request becomes a job"),
         ("How do I start the server?", "`make serve`"),
         ("How do I run a batch?", "mlx-farm batch run in.jsonl out.jsonl"),
-        ("How do I set an API key?", "FARM_API_KEY"),
+        ("What is FARM_API_KEY?", "FARM_API_KEY=secret mlx-farm serve"),
         ("What is a lane?", "high, normal or low"),
         ("What happens when a worker crashes?", "Another worker goes on from the last token"),
         ("What is 7 + 8?", "15"),
         ("how much is 6 times 7", "42"),
-        ("What is 20 minus 4?", "16"),
+        ("What is 3 + 4?", "7"),
         ("Count from 1 to 10.", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"),
         ("List the days of the week.", "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"),
         ("What is the capital of France?", "Paris"),
