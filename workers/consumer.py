@@ -172,8 +172,8 @@ class Consumer:
         now_s = time.monotonic()
         for job_id, parts in by_job.items():
             job = self._jobs.get(job_id)
-            if job is None:
-                continue  # dropped meanwhile
+            if job is None or job.closing:
+                continue  # dropped or ended meanwhile
             body = _frame_chunks(job, parts)
             if body:
                 frame_id, body = job.next_frame(body, now_s)
@@ -215,7 +215,7 @@ class Consumer:
 
     async def _end_if_done(self, job_id: str, chunks: Sequence[Chunk]) -> None:
         job = self._jobs.get(job_id)
-        if job is None:
+        if job is None or job.closing:
             return
         failed = next((chunk for chunk in chunks if chunk.finish_reason is FinishReason.ERROR), None)
         if failed is not None:
@@ -230,13 +230,14 @@ class Consumer:
         facts = job.end(event, time.monotonic())
         if event is EventType.EXPIRED:
             facts |= {"error_code": "deadline_exceeded", "error": "The deadline passed while the job was running."}
-        self._drop(job)
+        job.closing = True
         await _insist(lambda: self._queue.finish(job.id, job.claimed.token, event, facts))
+        self._drop(job)  # only now: a job that is not held, but running for Redis, would be given to another worker
 
     def _stop_job(self, job_id: str, ending: EventType) -> None:
         """Ask the engine to stop a job; it ends with the engine's CANCELLED chunks."""
         job = self._jobs.get(job_id)
-        if job is not None and job.ending is None:
+        if job is not None and job.ending is None and not job.closing:
             job.ending = ending
             for index in job.unfinished:
                 self._engine.cancel(f"{job.id}/{index}")

@@ -30,6 +30,7 @@ class HeldJob:
         self.frames: list[tuple[FrameId, tuple[Chunk, ...]]] = []
         self.choices = [Choice() for _ in range(claimed.request.choices)]
         self.ending: EventType | None = None
+        self.closing = False
         self.error: tuple[str, str] | None = None
         self.claimed_s = now_s
         self.first_token_s: float | None = None

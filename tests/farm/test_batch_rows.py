@@ -8,8 +8,14 @@ from typing import Any
 from openai import AsyncOpenAI
 
 STREAMS = 64
-QUESTIONS = ("Tell me a story.", "What is mlx-farm?", "Count from 1 to 20.", "Hello, how are you?", "What is a lane?")
-STOPS: tuple[list[str] | None, ...] = (None, ["."], ["farm", "and"], None, [" the", "!"])
+QUESTIONS = (
+    "Tell me a story.",
+    "What is mlx-farm?",
+    "Tell me a long story about a fox.",
+    "Give me a JSON object with name and age.",
+    "Tell me a two-sentence story about a robot in the library.",
+)
+STOPS: tuple[list[str] | None, ...] = (None, ["brought"], ["farm", "and"], None, ["help", "!"])
 
 
 def request(index: int) -> dict[str, Any]:
@@ -17,15 +23,15 @@ def request(index: int) -> dict[str, Any]:
     return {
         "model": "demo",
         "messages": [{"role": "user", "content": QUESTIONS[index % len(QUESTIONS)]}],
-        "temperature": (0, 0.5, 1.0, 1.3)[index % 4],
-        "top_p": (1.0, 0.9, 0.7)[index % 3],
+        "temperature": (0, 0.7, 1.3, 1.8)[index % 4],
+        "top_p": (1.0, 0.98, 0.95)[index % 3],
         "seed": 1000 + index,
         "stop": STOPS[index % len(STOPS)],
         "max_tokens": 24 + index % 17,
         "presence_penalty": (0.0, 0.5)[index % 2],
         "frequency_penalty": (0.0, 0.0, 0.4)[index % 3],
         "stream": True,
-        "extra_body": {"top_k": (0, 20, 5)[index % 3], "min_p": (0.0, 0.05)[index % 2], "ignore_eos": index % 7 == 0},
+        "extra_body": {"top_k": (0, 100, 20)[index % 3], "min_p": (0.0, 0.01)[index % 2], "ignore_eos": index % 7 == 0},
     }
 
 

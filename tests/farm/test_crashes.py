@@ -108,6 +108,24 @@ def test_another_api_node_gives_the_rest_after_a_kill_of_the_first(crashing: Any
     assert cut.ids + rest.ids == [f"1-{n}" for n in range(1, len(cut.ids + rest.ids) + 1)]
 
 
+def test_a_stopped_worker_is_fenced_when_it_continues(crashing: Any, eventually: Callable[..., Any]) -> None:
+    with stream(crashing.url, SEEDED) as response:
+        undisturbed = read(response, Transcript())
+    stopped = Transcript()
+    with stream(crashing.url, SEEDED) as response:
+        lines = response.iter_lines()
+        read(response, stopped, events=10, lines=lines)
+        pid = crashing.model_pid()
+        os.kill(pid, signal.SIGSTOP)
+        job = f"{crashing.url}/v1/jobs/{stopped.job_id}"
+        eventually(lambda: httpx2.get(job).json()["state"] == "queued")  # its lease has ended, the job was put back
+        os.kill(pid, signal.SIGCONT)
+        read(response, stopped, lines=lines)
+    assert stopped.done
+    assert stopped.text == undisturbed.text
+    assert stopped.ids == [f"1-{n}" for n in range(1, len(stopped.ids) + 1)]
+
+
 def test_a_leaving_client_cancels_its_job(crashing: Any, eventually: Callable[..., Any]) -> None:
     left = Transcript()
     with stream(crashing.url, GREEDY) as response:

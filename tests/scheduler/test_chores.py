@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scheduler.chores import QUEUE_NAME, chore_worker, run_chores
+from scheduler.process import cancel_all
 from scheduler.projector import Projector
 from scheduler.retention import Retention
 from scheduler.settings import SchedulerSettings
@@ -65,5 +66,4 @@ async def test_chores_come_back_after_an_outage(
         return len([client for client in await own_redis.client_list() if client["cmd"] == "zrangebyscore"])
 
     await eventually(connected)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await cancel_all([running])

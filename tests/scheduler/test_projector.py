@@ -18,6 +18,7 @@ from scheduler.errors import QueueUnavailable, RecordUnavailable
 from scheduler.events import EventType
 from scheduler.frames import End
 from scheduler.jobs import Job, JobState, Lane, replay
+from scheduler.process import cancel_all
 from scheduler.projector import CheckpointMoved, Projector, rebuild
 from scheduler.queue import event_key, shard_key
 from scheduler.store import JobFilter, Store
@@ -249,8 +250,7 @@ async def test_without_sql_events_wait_and_none_is_lost(
         return len(await rows(engine, EventRow)) == count
 
     await eventually(caught_up)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await cancel_all([running])
     await check_equals_replay(farm, engine)
 
 

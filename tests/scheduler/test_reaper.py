@@ -7,6 +7,7 @@ import asyncio
 from redis.asyncio import Redis
 
 from scheduler.jobs import JobState
+from scheduler.process import cancel_all
 from scheduler.reaper import BATCH_JOBS, Reaper
 from scheduler.scripts import QueuePolicy
 from tests.conftest import RedisServer
@@ -67,5 +68,4 @@ async def test_the_reaper_outlives_an_outage(
         return await farm.state(job_id) is JobState.EXPIRED
 
     await eventually(expired)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await cancel_all([running])

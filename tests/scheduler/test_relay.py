@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scheduler.errors import QueueFull, QueueUnavailable
 from scheduler.jobs import JobState
+from scheduler.process import cancel_all
 from scheduler.projector import Projector
 from scheduler.relay import Relay
 from scheduler.scripts import QueuePolicy
@@ -72,8 +73,7 @@ async def test_the_relay_outlives_an_outage(
         return await farm.state(job_id) is not None
 
     await eventually(known)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await cancel_all([running])
 
 
 async def test_what_redis_forgot_is_found_by_the_sweep(farm: Farm, engine: AsyncEngine) -> None:

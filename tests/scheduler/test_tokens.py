@@ -10,6 +10,7 @@ import msgpack
 from redis.asyncio import Redis
 
 from scheduler.frames import Chunk, End, FrameId
+from scheduler.process import cancel_all
 from scheduler.queue import Claimed, shard_key
 from scheduler.tokens import Emission, EmitCode
 from tests.scheduler.builders import Farm
@@ -34,9 +35,7 @@ async def listening(redis: Redis, *nodes: str) -> AsyncIterator[asyncio.Queue[by
     for _ in nodes:
         await subscribed.acquire()
     yield messages
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await cancel_all([task])
 
 
 def emission(held: Claimed, sequence: int, text: str) -> Emission:
