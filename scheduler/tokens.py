@@ -87,13 +87,16 @@ class TokenLog:
 class Backlog:
     """What the live channel has for one follower; `missed` says that the log must be read, `over` that all is said."""
 
-    __slots__ = ("frames", "missed", "over", "ready")
+    __slots__ = ("_silent_since_s", "_ticked", "_timer", "frames", "missed", "over", "ready")
 
     def __init__(self) -> None:
         self.frames: deque[Frame] = deque()
         self.ready = asyncio.Event()
         self.missed = False
         self.over = False
+        self._silent_since_s = 0.0
+        self._ticked = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def push(self, frame: Frame) -> None:
         if len(self.frames) >= MAX_BACKLOG_FRAMES:
@@ -105,6 +108,42 @@ class Backlog:
     def miss(self) -> None:
         self.missed = True
         self.ready.set()
+
+    def take(self, last: FrameId) -> Frame | None:
+        """The very next frame after `last`, if it is here; a gap makes the log be read, what was seen is dropped."""
+        while self.frames and not self.missed:
+            frame = self.frames.popleft()
+            if _follows(frame.id, last):
+                return frame
+            self.missed = not _before_or_at(frame.id, last)
+        return None
+
+    async def wait(self, tick_s: float) -> bool:
+        """Wait for something to read; False after `tick_s` of silence.
+
+        One timer serves many waits and is moved only when it fires: this is on the path of every token.
+        """
+        loop = asyncio.get_running_loop()
+        self._silent_since_s = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(tick_s, self._tick, loop, tick_s)
+        await self.ready.wait()
+        ticked, self._ticked = self._ticked, False
+        return not ticked
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tick(self, loop: asyncio.AbstractEventLoop, tick_s: float) -> None:
+        silent_s = loop.time() - self._silent_since_s
+        self._timer = None
+        if silent_s < tick_s:
+            self._timer = loop.call_later(tick_s - silent_s, self._tick, loop, tick_s)
+        elif not self.ready.is_set():
+            self._ticked = True
+            self.ready.set()
 
 
 class TokenListener:
@@ -155,34 +194,27 @@ class TokenListener:
         backlog = expected or self.expect(job_id)
         if expected is None:
             backlog.miss()
+        last = after
         try:
-            last = after
-            while True:
-                async for frame in self._next_frames(job_id, backlog, last):
+            while not backlog.over:
+                backlog.ready.clear()
+                while frame := backlog.take(last):
                     last = frame.id
                     yield frame
                     if isinstance(frame.body, End):
                         return
-                if backlog.over:
-                    return
-                if not await _wait(backlog.ready, tick_s):
+                if backlog.missed:
+                    async for frame in self._catch_up(job_id, backlog, last):
+                        last = frame.id
+                        yield frame
+                        if isinstance(frame.body, End):
+                            return
+                if not backlog.over and not await backlog.wait(tick_s):
                     yield None
                     backlog.missed = True
         finally:
+            backlog.close()
             self.forget(job_id, backlog)
-
-    async def _next_frames(self, job_id: str, backlog: Backlog, last: FrameId) -> AsyncIterator[Frame]:
-        backlog.ready.clear()
-        while backlog.frames and not backlog.missed:
-            frame = backlog.frames.popleft()
-            if _follows(frame.id, last):
-                last = frame.id
-                yield frame
-            elif not _before_or_at(frame.id, last):
-                backlog.missed = True
-        if backlog.missed:
-            async for frame in self._catch_up(job_id, backlog, last):
-                yield frame
 
     async def _catch_up(self, job_id: str, backlog: Backlog, last: FrameId) -> AsyncIterator[Frame]:
         """Read the log from `last` to its end; what the live queue holds of it is dropped as already seen."""
@@ -257,12 +289,3 @@ def _follows(frame: FrameId, last: FrameId) -> bool:
 
 def _before_or_at(frame: FrameId, last: FrameId) -> bool:
     return (frame.generation, frame.sequence) <= (last.generation, last.sequence)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
