@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from api.errors import ApiError, end_error
@@ -101,6 +101,30 @@ def record_object(job: Job) -> dict[str, Any]:
     return _described(KnownJob(job.id, None, job, None, None))
 
 
+LIVE_FIELDS = {
+    "submitted_ms": "enq",
+    "ended_ms": "ended",
+    "attempts": "attempt",
+    "crashes": "crashes",
+    "output_tokens": "out",
+}
+"""Names here and in the job's hash."""
+
+PROGRESS_FIELDS = (
+    "submitted_ms",
+    "ended_ms",
+    "attempts",
+    "crashes",
+    "prompt_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "ttft_ms",
+    "prefill_ms",
+    "decode_ms",
+    "finish_reason",
+)
+
+
 async def _position(node: Node, job_id: str) -> int | None:
     try:
         return await node.queue.position(job_id)
@@ -141,45 +165,42 @@ def _described(job: KnownJob) -> dict[str, Any]:
 
 
 def _asked(job: KnownJob) -> dict[str, Any]:
-    """What was asked for."""
-    record, request, snapshot = job.record, job.request, job.snapshot or {}
-    note = RenderingNote.of(request.rendering) if request is not None else None
-    return {
-        "kind": record.kind if record else request.kind if request else None,
-        "model": record.model if record else request.model if request else snapshot.get("pool"),
-        "model_asked": record.model_asked if record else note.model if note else None,
-        "lane": record.lane.value if record else snapshot.get("lane"),
-        "request_id": record.request_id if record else None,
-        "durable": record.durable if record else job.durable is not None,
-        "user": note.user if note else None,
-        "metadata": note.metadata if note else None,
-        "params": record.params if record else request.params() if request else None,
-    }
+    """What was asked for: the record's word, else the request's (its record may come a moment later)."""
+    facts = asdict(job.record) if job.record else {}
+    asked: dict[str, Any] = {"durable": job.durable is not None, "model": (job.snapshot or {}).get("pool")}
+    if job.request is not None:
+        note = RenderingNote.of(job.request.rendering)
+        asked |= {"kind": job.request.kind, "model": job.request.model, "params": job.request.params()}
+        asked |= {"model_asked": note.model, "user": note.user, "metadata": note.metadata}
+    names = ("kind", "model", "model_asked", "request_id", "durable", "user", "metadata", "params")
+    lane = job.record.lane.value if job.record else (job.snapshot or {}).get("lane")
+    return {name: facts.get(name, asked.get(name)) for name in names} | {"lane": lane}
 
 
 def _progress(job: KnownJob) -> dict[str, Any]:
     """How far it is; Redis' numbers while it has them."""
-    record, snapshot = job.record, job.snapshot or {}
-    note = RenderingNote.of(job.request.rendering) if job.request is not None else None
-    submitted_ms = _number(snapshot.get("enq")) or (record.submitted_ms if record else None)
-    if submitted_ms is None and job.durable is not None:
-        submitted_ms = job.durable.accepted_ms
-    return {
+    snapshot = job.snapshot or {}
+    facts: dict[str, Any] = {"attempts": 0, "crashes": 0, "cached_tokens": 0, "output_tokens": 0}
+    facts |= _before_the_record(job)
+    facts |= asdict(job.record) if job.record else {}
+    live = {name: _number(snapshot.get(field)) for name, field in LIVE_FIELDS.items()}
+    facts |= {name: value for name, value in live.items() if value is not None}
+    submitted_ms = facts.get("submitted_ms")
+    return {name: facts.get(name) for name in PROGRESS_FIELDS} | {
         "created_at": submitted_ms // 1000 if submitted_ms is not None else None,
-        "submitted_ms": submitted_ms,
-        "claimed_ms": record.claimed_ms if record and record.claimed_ms else _number(snapshot.get("claimed")),
-        "ended_ms": _number(snapshot.get("ended")) or (record.ended_ms if record else None),
-        "worker": snapshot.get("wid") or (record.worker if record else None),
-        "attempts": _number(snapshot.get("attempt")) if snapshot else record.attempts if record else 0,
-        "crashes": _number(snapshot.get("crashes")) if snapshot else record.crashes if record else 0,
-        "prompt_tokens": record.prompt_tokens if record else note.prompt_tokens if note else None,
-        "cached_tokens": record.cached_tokens if record else 0,
-        "output_tokens": _number(snapshot.get("out")) if snapshot else record.output_tokens if record else 0,
-        "ttft_ms": record.ttft_ms if record else None,
-        "prefill_ms": record.prefill_ms if record else None,
-        "decode_ms": record.decode_ms if record else None,
-        "finish_reason": record.finish_reason if record else None,
+        "claimed_ms": facts.get("claimed_ms") or _number(snapshot.get("claimed")),
+        "worker": snapshot.get("wid") or facts.get("worker"),
     }
+
+
+def _before_the_record(job: KnownJob) -> dict[str, Any]:
+    """What is known of a job that the projector has not seen yet."""
+    facts: dict[str, Any] = {}
+    if job.durable is not None:
+        facts["submitted_ms"] = job.durable.accepted_ms
+    if job.request is not None:
+        facts["prompt_tokens"] = RenderingNote.of(job.request.rendering).prompt_tokens
+    return facts
 
 
 def _error(record: Job) -> dict[str, Any] | None:

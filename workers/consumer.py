@@ -283,31 +283,38 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
 
 
 def _frame_chunks(job: HeldJob, chunks: Sequence[Chunk]) -> tuple[FrameChunk, ...]:
-    """The engine's chunks in the log's words; several steps of one choice become one chunk.
-
-    CANCELLED and ERROR are the job's end and not a choice's finish reason: they are told by the terminal frame.
-    """
+    """The engine's chunks in the log's words; several steps of one choice become one chunk."""
     merged: dict[int, FrameChunk] = {}
     for chunk in chunks:
-        index = int(chunk.prompt_id.rpartition("/")[2])
-        reason = chunk.finish_reason if chunk.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) else None
-        if job.choices[index].finish_reason is not None or not (chunk.token_ids or chunk.text or reason):
+        after = _frame_chunk(chunk)
+        says_nothing = not (after.token_ids or after.text or after.finish_reason)
+        if job.choices[after.index].finish_reason is not None or says_nothing:
             continue
-        logprobs = None
-        if chunk.logprobs is not None:
-            logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
-        before = merged.get(index)
-        if before is not None:
-            logprobs = (*(before.logprobs or ()), *(logprobs or ())) if logprobs is not None else before.logprobs
-        merged[index] = FrameChunk(
-            index,
-            (*(before.token_ids if before else ()), *chunk.token_ids),
-            (before.text if before else "") + chunk.text,
-            logprobs,
-            reason.value if reason else None,
-            chunk.stop_string,
-        )
+        before = merged.get(after.index)
+        merged[after.index] = after if before is None else _joined(before, after)
     return tuple(merged.values())
+
+
+def _frame_chunk(chunk: Chunk) -> FrameChunk:
+    """CANCELLED and ERROR are the job's end, told by the terminal frame, and not a choice's finish reason."""
+    reason = chunk.finish_reason if chunk.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) else None
+    logprobs = None
+    if chunk.logprobs is not None:
+        logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
+    index = int(chunk.prompt_id.rpartition("/")[2])
+    return FrameChunk(index, chunk.token_ids, chunk.text, logprobs, reason.value if reason else None, chunk.stop_string)
+
+
+def _joined(before: FrameChunk, after: FrameChunk) -> FrameChunk:
+    """Two successive chunks of one choice as one."""
+    return FrameChunk(
+        before.index,
+        before.token_ids + after.token_ids,
+        before.text + after.text,
+        None if after.logprobs is None else (before.logprobs or ()) + after.logprobs,
+        after.finish_reason,
+        after.stop_string,
+    )
 
 
 async def _insist(call: Callable[[], Awaitable[T]]) -> T:

@@ -168,6 +168,10 @@ def _check_options(body: ChatRequest) -> None:
     for name in RESERVED_VARIABLES:
         if name in (body.chat_template_kwargs or {}):
             raise InvalidParameter(f"chat_template_kwargs.{name}", "The server sets this variable itself.")
+    _check_continuation(body)
+
+
+def _check_continuation(body: ChatRequest) -> None:
     if body.continue_final_message and body.add_generation_prompt:
         raise InvalidParameter("continue_final_message", "It cannot be combined with add_generation_prompt.")
     if body.continue_final_message and (body.messages[-1].role != "assistant" or not body.messages[-1].content):
