@@ -134,7 +134,8 @@ def test_after_kill_9_nothing_runs_on_and_the_next_start_finds_everything(
     assert state == "finished"
     second.process.kill()
     eventually(lambda: farm_processes(environment) == {}, timeout_s=40)
-    assert not valkey.ping(Home(Path(environment["FARM_HOME"])).socket())
+    socket = Home(Path(environment["FARM_HOME"])).socket()
+    eventually(lambda: not valkey.ping(socket))
 
 
 def test_a_second_serve_on_the_same_data_is_refused(serve: Callable[[], Serving], environment: dict[str, str]) -> None:
