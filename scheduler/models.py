@@ -6,6 +6,7 @@ JSON (shared by models that have the same one).
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import hashlib
 import time
@@ -20,6 +21,9 @@ from scheduler.queue import redis_errors
 
 CARD_TTL_S = 60
 """A card that its node agent does not renew for this long is gone."""
+
+FRESH_S = 1.0
+"""A reader answers from memory for this long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class ModelCatalog:
         self._redis = redis
         self._tokenizers: dict[str, str] = {}
         self._cards: tuple[float, list[ModelCard]] | None = None
+        self._asking = asyncio.Lock()
 
     async def publish(self, card: ModelCard, tokenizer_json: str) -> None:
         """Make a card visible for CARD_TTL_S; repeat before that to keep it."""
@@ -77,18 +82,23 @@ class ModelCatalog:
             await self._redis.delete(f"farm:model:{name}")
 
     async def cards(self) -> list[ModelCard]:
-        """All current cards by name; answers from memory for up to a second."""
-        if self._cards and time.monotonic() - self._cards[0] < 1.0:
+        """All current cards by name; answers from memory for up to a second.
+
+        Of many callers at once one asks Redis and the others wait for its answer.
+        """
+        async with self._asking:
+            if self._cards is None or time.monotonic() - self._cards[0] >= FRESH_S:
+                self._cards = (time.monotonic(), await self._read())
             return self._cards[1]
+
+    async def _read(self) -> list[ModelCard]:
         async with redis_errors():
             names = sorted(name.decode() for name in await self._members())
             raw = await self._redis.mget([f"farm:model:{name}" for name in names]) if names else []
             gone = [name for name, data in zip(names, raw, strict=True) if data is None]
             if gone:
                 await self._forget(gone)
-        cards = [ModelCard(**msgpack.unpackb(data, use_list=False)) for data in raw if data is not None]
-        self._cards = (time.monotonic(), cards)
-        return cards
+        return [ModelCard(**msgpack.unpackb(data, use_list=False)) for data in raw if data is not None]
 
     async def get(self, name: str) -> ModelCard:
         """The card of a model. Raises UnknownModel, with the nearest names, when nobody serves it."""
