@@ -95,7 +95,8 @@ def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home
     lines = ["", "mlx-farm is ready. Ctrl-C stops it.", ""]
     lines += [f"  {name:<7} {value}" for name, value in facts.items()]
     lines += ["", f"export OPENAI_BASE_URL={url}/v1", f"export ANTHROPIC_BASE_URL={url}", ""]
-    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "What are you?"}}]}}'
+    question = '"messages": [{"role": "user", "content": "What are you?"}]'
+    body = f'{{"model": "{model}", "stream": true, "temperature": 0, {question}}}'
     lines += [f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json'{header} \\", f"  -d '{body}'", ""]
     with suppress(BrokenPipeError):
         typer.echo("\n".join(lines))
