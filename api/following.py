@@ -10,7 +10,7 @@ import structlog
 
 from api.node import Node
 from scheduler.errors import FarmError, UnknownJob
-from scheduler.frames import START, End, Frame, FrameId
+from scheduler.frames import START, Frame, FrameId
 from scheduler.queue import NewJob
 from scheduler.tokens import Backlog
 
@@ -86,8 +86,3 @@ async def _recorded(node: Node, job_id: str, last: FrameId, tick_s: float) -> As
 def position(frame: FrameId) -> tuple[int, int]:
     """For ordering."""
     return (frame.generation, frame.sequence)
-
-
-def is_end(frame: Frame) -> bool:
-    """Is this the job's last frame?"""
-    return isinstance(frame.body, End)

@@ -17,6 +17,9 @@ from typing import Any
 import orjson
 import structlog
 
+EXIT_MODEL = 4
+"""A model process's word for: the model cannot be loaded, starting again would not help."""
+
 
 def configure_logs(level: str, log_format: str) -> None:
     """Send structlog and the standard library's logs to stderr, as console lines or JSON."""

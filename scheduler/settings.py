@@ -86,7 +86,6 @@ class ApiSettings(FarmSettings):
     keepalive_s: float = Field(10.0, gt=0, description="A silent stream gets a comment this often.")
     drain_s: float = Field(20.0, ge=0, description="How long open streams may finish after a stop signal.")
     request_timeout_s: float = Field(900.0, gt=0, description="Deadline of a job that names none.")
-    result_ttl_s: float = Field(7 * 86400.0, gt=0, description="How long results of async jobs are kept.")
 
 
 class WorkerSettings(FarmSettings):

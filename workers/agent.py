@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from scheduler.connections import command_client
 from scheduler.errors import QueueUnavailable
 from scheduler.models import ModelCard, ModelCatalog
-from scheduler.process import announce_ready, cancel_all
+from scheduler.process import EXIT_MODEL, announce_ready, cancel_all
 from scheduler.queue import JobQueue
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
@@ -35,7 +35,6 @@ FIRST_DELAY_S = 0.2
 LAST_DELAY_S = 30.0
 STABLE_S = 60.0
 """A child that has lived this long is started again without delay."""
-EXIT_MODEL = 4
 
 # glibc gives big freed blocks back to the system and faults them in again for every step; keep them instead.
 LINUX_ENVIRONMENT = {

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from scheduler.connections import blocking_client, command_client
 from scheduler.errors import QueueUnavailable
 from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
-from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
+from scheduler.process import EXIT_MODEL, announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.queue import Heartbeat, JobQueue, shard_key
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
@@ -200,10 +200,6 @@ async def serve(settings: WorkerSettings) -> int:
     except ModelError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_MODEL
-
-
-EXIT_MODEL = 4
-"""The model cannot be loaded: starting again would not help."""
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from api.openai.rendering import RenderingNote, TokenBytes, finite, obfuscation, token_text, usage
+from api.openai.rendering import RenderingNote, TokenBytes, finite, stream_extras, token_text, usage
 from api.openai.segments import Markers, Piece, SegmentKind, SegmentSplitter
 from api.openai.tool_calls import parse_call
 from scheduler.frames import Chunk, End
@@ -169,20 +169,14 @@ class ChatRenderer:
             "service_tier": note.service_tier,
             "choices": choices,
         }
-        if note.continuous_usage:
-            chunk["usage"] = self._usage(None)
-        elif note.include_usage:
-            chunk["usage"] = None
-        if note.obfuscation:
-            chunk["obfuscation"] = obfuscation(chars)
-        return chunk
+        return chunk | stream_extras(note, self._usage(None) if note.continuous_usage else None, chars)
 
     def _usage(self, end: End | None) -> dict[str, Any]:
         return usage(
             self._note,
             output_tokens=sum(choice.output_tokens for choice in self._choices),
             reasoning_tokens=sum(choice.reasoning_tokens for choice in self._choices),
-            cached_tokens=int(end.data.get("cached_tokens") or 0) if end else 0,
+            end=end,
         )
 
     def _logprobs(self, chunk: Chunk) -> list[dict[str, Any]] | None:

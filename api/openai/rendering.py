@@ -77,8 +77,9 @@ class Renderer(Protocol):
         """The body of an answer that is not streamed."""
 
 
-def usage(note: RenderingNote, *, output_tokens: int, reasoning_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """OpenAI's usage object."""
+def usage(note: RenderingNote, *, output_tokens: int, reasoning_tokens: int, end: End | None) -> dict[str, Any]:
+    """OpenAI's usage object; what came from a cache is known at the `end`."""
+    cached_tokens = int(end.data.get("cached_tokens") or 0) if end else 0
     return {
         "prompt_tokens": note.prompt_tokens,
         "completion_tokens": output_tokens,
@@ -86,6 +87,16 @@ def usage(note: RenderingNote, *, output_tokens: int, reasoning_tokens: int, cac
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
+
+
+def stream_extras(note: RenderingNote, usage_so_far: dict[str, Any] | None, chars: int) -> dict[str, Any]:
+    """What the caller's stream_options add to a chunk with `chars` characters of text."""
+    extras: dict[str, Any] = {}
+    if note.continuous_usage or note.include_usage:
+        extras["usage"] = usage_so_far
+    if note.obfuscation:
+        extras["obfuscation"] = obfuscation(chars)
+    return extras
 
 
 def obfuscation(chars: int) -> str:
