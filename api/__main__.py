@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 import uvloop
 from pydantic import ValidationError
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
 from api.drain import Drain
@@ -32,6 +33,15 @@ LAST_WORDS_S = 5.0
 """After the drain: for the final events of streams to reach their clients."""
 
 
+class PromptProtocol(HttpToolsProtocol):
+    """HTTP/1.1 whose writes leave at once: uvloop would hold small ones back until all streams have had their turn."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A new connection."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)
+
+
 class Server(uvicorn.Server):
     """uvicorn, but a stop signal first drains: listening goes on, and says 503, while open answers finish."""
 
@@ -44,7 +54,7 @@ class Server(uvicorn.Server):
                 create_app(settings, self._drain),
                 host=settings.host,
                 port=settings.port,
-                http="httptools",
+                http=PromptProtocol,
                 loop="uvloop",
                 ws="none",
                 lifespan="on",

@@ -23,10 +23,12 @@ CLIENT_CLOSED_REQUEST = 499
 async def answer(node: Node, call: Call, draft: Draft, request: Request) -> Response:
     """Serve a validated request. Raises ApiError and the core's errors."""
     if call.responds_async:
+        request.state.turn.over()
         return await answer_async(node, call, draft)
     meter = node.metrics.meter(draft.model)
     job = await prepare(node, draft, call, durable=False)
     accepted = await submit(node, job)
+    request.state.turn.over()
     answering = Answering(
         node=node,
         job_id=accepted.id,

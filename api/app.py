@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from api import audit, health, jobs
 from api.admin import models as admin_models
 from api.bodies import invalid_body
+from api.door import Door
 from api.drain import Drain
 from api.errors import SERVER_ERROR, ApiError, api_error
 from api.metrics import Metrics
@@ -39,7 +40,8 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    app.add_middleware(Gate, admission=admission_of(settings), drain=drain, body_limit_bytes=settings.body_limit_bytes)
+    admission, limit_bytes = admission_of(settings), settings.body_limit_bytes
+    app.add_middleware(Gate, admission=admission, drain=drain, door=Door(), body_limit_bytes=limit_bytes)
     app.add_middleware(RequestFrame, metrics=metrics)
     app.add_exception_handler(FarmError, _farm_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -11,6 +11,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.door import Door
 from api.drain import Drain
 from api.errors import ApiError, Draining, api_error
 from api.metrics import Metrics
@@ -72,12 +73,16 @@ class RequestFrame:
 
 
 class Gate:
-    """Refuses before the body is read: a draining node, a wrong key or content type; and bodies over the limit."""
+    """Refuses before the body is read: a draining node, a wrong key or content type; and bodies over the limit.
 
-    def __init__(self, app: ASGIApp, admission: Admission, drain: Drain, body_limit_bytes: int) -> None:
+    A request with a JSON body goes in when the body is here and its turn has come.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission, drain: Drain, door: Door, body_limit_bytes: int) -> None:
         self._app = app
         self._admission = admission
         self._drain = drain
+        self._door = door
         self._limit_bytes = body_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +95,17 @@ class Gate:
         if error is not None:
             await error.response()(scope, receive, send)
             return
-        await self._app(scope, self._limited(receive), send)
+        receive = self._limited(receive)
+        with self._door.turn() as turn:
+            scope["state"]["turn"] = turn
+            if scope["method"] == "POST" and is_json(headers.get("content-type", "")):
+                try:
+                    receive = await _received(receive)
+                except ApiError as too_long:
+                    await too_long.response()(scope, receive, send)
+                    return
+                await turn.begin()
+            await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         path = scope["path"]
@@ -126,6 +141,20 @@ class Gate:
             return message
 
         return receive_limited
+
+
+async def _received(receive: Receive) -> Receive:
+    """Wait for the whole body (a client that leaves ends it); returns what gives it out again and then goes on."""
+    messages = [await receive()]
+    while messages[-1].get("more_body"):
+        messages.append(await receive())
+    waiting = iter(messages)
+
+    async def receive_again() -> Message:
+        message = next(waiting, None)
+        return await receive() if message is None else message
+
+    return receive_again
 
 
 def presented_key(headers: Any) -> str | None:

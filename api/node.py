@@ -22,6 +22,7 @@ from scheduler.admission import Admission
 from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
 from scheduler.models import ModelCatalog
+from scheduler.process import cancel_all
 from scheduler.queue import JobQueue
 from scheduler.settings import ApiSettings
 from scheduler.store import Store
@@ -85,12 +86,14 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
     )
     await node.listener.start()
     refreshing = asyncio.create_task(node.rules.run(), name="rules")
+    cards = asyncio.create_task(catalog.keep_fresh(), name="model-cards")
     try:
         yield node
     finally:
         node.rules.stop()
         await asyncio.wait([refreshing], timeout=2.0)
         refreshing.cancel()
+        await cancel_all([cards])
         await node.finish_errands()
         await node.listener.close()
         await engine.dispose()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvloop
 
 from bench.bare_engine import OUTPUT_TOKENS, prompts
 from bench.models import build_qwen3
@@ -141,7 +142,7 @@ def served(model: Path, streams: int, port: int) -> Served:
         }
         worker = start(["bench.recording_worker", str(note)], environment)
         others = [start([role], environment) for role in ("scheduler", "api")]
-        burst, elapsed_s, spread = asyncio.run(three_rounds(port, streams))
+        burst, elapsed_s, spread = uvloop.run(three_rounds(port, streams))
         rss_mb = psutil.Process(others[1].pid).memory_info().rss / 2**20
         for process in (others[1], worker, others[0]):
             process.terminate()

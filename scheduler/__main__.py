@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -34,6 +35,9 @@ from scheduler.settings import SchedulerSettings
 from scheduler.store import Store
 
 log = structlog.get_logger()
+
+SCHEDULER_NICE = 5
+"""The record may be a moment late; requests on the same machine go first."""
 
 MIGRATION_PATIENCE_S = 5.0
 """Ready is said after this time even where the database is still away."""
@@ -143,6 +147,7 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, settings: SchedulerSettings) -> int:
     match arguments.command:
         case "run":
+            os.nice(SCHEDULER_NICE)
             uvloop.run(serve(settings))
             return 0
         case "upgrade":

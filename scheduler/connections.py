@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError
@@ -19,6 +19,7 @@ def command_client(url: str) -> Redis:
         health_check_interval=15,
         retry=retry,
         retry_on_error=[ConnectionError],
+        redis_connect_func=_without_delay,
     )
     return client
 
@@ -28,3 +29,9 @@ def blocking_client(url: str) -> Redis:
     keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     client: Redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=None, **keepalive)
     return client
+
+
+async def _without_delay(connection: Connection) -> None:
+    """Commands leave at once: uvloop would hold small writes back until every task that is ready has had its turn."""
+    connection._writer.transport.set_write_buffer_limits(high=0)
+    await connection.on_connect()

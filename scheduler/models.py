@@ -11,12 +11,13 @@ import difflib
 import hashlib
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import msgpack
 from redis.asyncio import Redis
 
-from scheduler.errors import UnknownModel
+from scheduler.errors import QueueUnavailable, UnknownModel
 from scheduler.queue import redis_errors
 
 CARD_TTL_S = 60
@@ -82,12 +83,13 @@ class ModelCatalog:
             await self._redis.delete(f"farm:model:{name}")
 
     async def cards(self) -> list[ModelCard]:
-        """All current cards by name; answers from memory for up to a second.
+        """All current cards, by name."""
+        return await self._cards_since(time.monotonic())
 
-        Of many callers at once one asks Redis and the others wait for its answer.
-        """
+    async def _cards_since(self, moment_s: float) -> list[ModelCard]:
+        """What was read after a moment: of many callers at once one asks Redis, the others take its answer."""
         async with self._asking:
-            if self._cards is None or time.monotonic() - self._cards[0] >= FRESH_S:
+            if self._cards is None or self._cards[0] < moment_s:
                 self._cards = (time.monotonic(), await self._read())
             return self._cards[1]
 
@@ -100,9 +102,18 @@ class ModelCatalog:
                 await self._forget(gone)
         return [ModelCard(**msgpack.unpackb(data, use_list=False)) for data in raw if data is not None]
 
+    async def keep_fresh(self) -> None:
+        """Ask Redis before anybody has to wait for it, for ever."""
+        while True:
+            with suppress(QueueUnavailable):  # then those who need a card ask, and are told
+                await self._cards_since(time.monotonic())
+            await asyncio.sleep(FRESH_S / 2)
+
     async def get(self, name: str) -> ModelCard:
-        """The card of a model. Raises UnknownModel, with the nearest names, when nobody serves it."""
-        cards = {card.name: card for card in await self.cards()}
+        """A model's card, up to FRESH_S old. Raises UnknownModel, with the nearest names, when nobody serves it."""
+        cards = {card.name: card for card in await self._cards_since(time.monotonic() - FRESH_S)}
+        if name not in cards:  # it may have come since
+            cards = {card.name: card for card in await self._cards_since(time.monotonic())}
         if name not in cards:
             raise UnknownModel(name, difflib.get_close_matches(name, cards, n=3, cutoff=0.4))
         return cards[name]

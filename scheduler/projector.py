@@ -33,6 +33,10 @@ from scheduler.tokens import TokenLog
 log = structlog.get_logger()
 
 BATCH_EVENTS = 500
+
+GATHER_S = 0.05
+"""How long events are gathered before they are written."""
+
 HOUR_MS = 3_600_000
 RETENTION = "retention"
 
@@ -120,8 +124,10 @@ class Projector:
         Raises CheckpointMoved, QueueUnavailable, RecordUnavailable; nothing is half done then.
         """
         position = await self.checkpoint()
+        if block_ms is not None:
+            await self._gather(position, block_ms)
         async with redis_errors():
-            answer = await self._redis.xread({event_key(self._shard): position}, count=BATCH_EVENTS, block=block_ms)
+            answer = await self._redis.xread({event_key(self._shard): position}, count=BATCH_EVENTS)
         if not answer:
             return 0
         entries = answer[0][1]
@@ -136,6 +142,12 @@ class Projector:
             await _write_results(connection, results)
         await self._let_expire(results)
         return len(entries)
+
+    async def _gather(self, position: str, block_ms: int) -> None:
+        """Wait for an event, then a moment for those that come with it: one transaction, and not while they arrive."""
+        async with redis_errors():
+            if await self._redis.xread({event_key(self._shard): position}, count=1, block=block_ms):
+                await asyncio.sleep(GATHER_S)
 
     async def checkpoint(self) -> str:
         """The id of the last projected event ('0-0' before the first). Raises RecordUnavailable."""

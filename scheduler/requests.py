@@ -7,7 +7,7 @@ One request may hold several prompts (`/v1/completions` takes arrays) and ask fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import msgpack
@@ -76,8 +76,8 @@ class JobRequest:
 
     def encode(self) -> bytes:
         """To msgpack; `decode` is its inverse (lists inside `rendering` come back as tuples)."""
-        body = {field.name: getattr(self, field.name) for field in fields(self)}
-        body |= {"sampling": asdict(self.sampling), "stopping": asdict(self.stopping)}
+        body = field_values(self)
+        body |= {"sampling": field_values(self.sampling), "stopping": field_values(self.stopping)}
         return bytes(msgpack.packb(body))
 
     @staticmethod
@@ -95,13 +95,18 @@ class JobRequest:
             "n": self.n,
             "choices": self.choices,
             "logprobs": self.logprobs,
-            **{key: value for key, value in asdict(self.sampling).items() if key != "logit_bias"},
+            **{key: value for key, value in field_values(self.sampling).items() if key != "logit_bias"},
             "logit_bias": len(self.sampling.logit_bias),
             "max_tokens": self.stopping.max_tokens,
             "min_tokens": self.stopping.min_tokens,
             "stop": len(self.stopping.strings) + len(self.stopping.token_ids),
             "ignore_eos": self.stopping.ignore_eos,
         }
+
+
+def field_values(record: Sampling | Stopping | JobRequest) -> dict[str, Any]:
+    """A record's fields by name, not copied: they are immutable."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _known(kind: type[Any], raw: Mapping[str, Any]) -> dict[str, Any]:

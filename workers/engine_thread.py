@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 MAX_PENDING_STEPS = 64
 IDLE_POLL_S = 0.5
-ENGINE_NICE = 5
+ENGINE_NICE = 10
 HANDOVER_S = 0.002
 """For so long the thread leaves the interpreter to whoever writes the chunks out; the device works on meanwhile."""
 

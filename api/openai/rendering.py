@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from scheduler.frames import Chunk, End
@@ -48,7 +48,7 @@ class RenderingNote:
 
     def as_dict(self) -> dict[str, Any]:
         """For JobRequest.rendering."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
     def of(rendering: Mapping[str, Any]) -> RenderingNote:

@@ -1,0 +1,53 @@
+"""The way in: order, room and patience."""
+
+from __future__ import annotations
+
+import asyncio
+
+from api.door import PLACES, Door
+
+
+async def test_only_so_many_are_inside_and_the_others_follow_in_their_order() -> None:
+    door, entered = Door(), list[int]()
+    turns = [door.turn() for _ in range(PLACES + 2)]
+
+    async def enter(index: int) -> None:
+        await turns[index].begin()
+        entered.append(index)
+
+    waiting = [asyncio.create_task(enter(index)) for index in range(len(turns))]
+    await asyncio.wait(waiting[:PLACES])
+    assert entered == list(range(PLACES))
+    turns[0].over()
+    await waiting[PLACES]
+    assert entered == list(range(PLACES + 1))
+    turns[1].over()
+    await waiting[PLACES + 1]
+    assert entered == list(range(PLACES + 2))
+
+
+async def test_a_turn_ends_once_however_often_it_is_said_to_be_over() -> None:
+    door = Door()
+    with door.turn() as turn:
+        await turn.begin()
+        turn.over()
+    inside = [door.turn() for _ in range(PLACES)]
+    for each in inside:
+        await each.begin()
+    late = asyncio.create_task(door.turn().begin())
+    done, _ = await asyncio.wait([late], timeout=0.001)
+    assert not done
+    await late
+
+
+async def test_who_has_waited_too_long_goes_in_anyway_and_gives_no_place_back() -> None:
+    door = Door()
+    inside = [door.turn() for _ in range(PLACES)]
+    for each in inside:
+        await each.begin()
+    with door.turn() as impatient:
+        await impatient.begin()  # nobody has left
+    late = asyncio.create_task(door.turn().begin())
+    done, _ = await asyncio.wait([late], timeout=0.001)
+    assert not done
+    await late
