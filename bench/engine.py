@@ -1,111 +1,71 @@
-"""What does the engine cost over mlx-lm's bare `BatchGenerator` loop? Decode steps of a full batch, both in one run.
+"""How fast and how lean is the engine against mlx-lm's bare `BatchGenerator`? One process, one model, alternating runs.
 
-Two generators over one model take turns, a few steps each, so that whatever else the machine does hits both. Ratios
-are of medians per step; CPU time counts all threads.
+    python -m bench.engine [--quick] [--only SCENARIO] [--model 8m|120m|600m] [--runs N]
 
-    python -m bench.engine [--rows 16] [--steps 96] [--layers 12] [--hidden 768] [--vocab 32000]
+Prints one row for each figure, with its goal; saves bench/out/engine.json and bench/out/engine.svg, where rows of
+earlier runs stay until they are measured again. The ratio is the median of the runs' ratios by wall time.
 """
 
 import argparse
-import statistics
-import tempfile
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from workers.engine import BLAS, LoadedModel, Prompt, SamplingParams, StopRule, load_model, make_engine
+from workers.agent import LINUX_ENVIRONMENT
+from workers.engine import BLAS, load_model
 
-from bench.models import build_qwen3  # isort: skip
-from mlx_lm.generate import BatchGenerator  # isort: skip
-from mlx_lm.sample_utils import make_logits_processors, make_sampler  # isort: skip
+from bench.engine_bench import Bench  # isort: skip  (MLX comes after the BLAS)
+from bench.engine_features import FEATURES  # isort: skip
+from bench.engine_report import HEADER, Result, save  # isort: skip
+from bench.engine_throughput import THROUGHPUT  # isort: skip
+from bench.models import SHAPES, cached_qwen3  # isort: skip
 
-PROMPT_TOKENS = 64
-TURN_STEPS = 4
-WORKLOADS: dict[str, tuple[dict[str, Any], int | None]] = {
-    "greedy": ({"temperature": 0.0}, None),
-    "temperature 1": ({"temperature": 1.0}, None),
-    "top-k 20, top-p 0.95": ({"temperature": 0.7, "top_k": 20, "top_p": 0.95}, None),
-    "top-p 0.95": ({"temperature": 0.7, "top_p": 0.95}, None),
-    "frequency penalty 0.5": ({"temperature": 1.0, "frequency_penalty": 0.5}, None),
-    "greedy, 5 logprobs": ({"temperature": 0.0}, 5),
-}
+SCENARIOS = THROUGHPUT | FEATURES
+OUT = Path(__file__).parent / "out"
+QUICK_MODELS = ("8m",)
 
 
-@dataclass
-class Samples:
-    wall_s: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
-
-    def take(self, step: Callable[[], object]) -> None:
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(TURN_STEPS):
-            step()
-        self.wall_s.append((time.perf_counter() - wall) / TURN_STEPS)
-        self.cpu_s.append((time.process_time() - cpu) / TURN_STEPS)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    quick = "one run at a reduced size of the smallest model, at most 5 minutes in all"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--only", choices=SCENARIOS, action="append", help="may be given several times")
+    parser.add_argument("--model", choices=SHAPES, action="append", help="may be given several times")
+    parser.add_argument("--runs", type=int, default=3)
+    return parser.parse_args()
 
 
-def prompt_ids(row: int, vocab: int) -> list[int]:
-    return [(row * 7919 + index * 104729) % (vocab - 300) + 300 for index in range(PROMPT_TOKENS)]
+def as_served() -> None:
+    """Start this process again with the allocator settings that the model process has, unless it has them."""
+    if sys.platform == "linux" and not os.environ.keys() >= LINUX_ENVIRONMENT.keys():
+        os.execve(sys.executable, [sys.executable, "-m", "bench.engine", *sys.argv[1:]], LINUX_ENVIRONMENT | os.environ)
 
 
-def bare_loop(loaded: LoadedModel, rows: int, sampling: dict[str, Any]) -> Callable[[], object]:
-    """A decoding `BatchGenerator` with mlx-lm's own samplers, and nothing done with its tokens."""
-    generator: Any = BatchGenerator(loaded.model, completion_batch_size=rows, prefill_batch_size=rows)
-    temperature, frequency = sampling["temperature"], sampling.get("frequency_penalty", 0.0)
-    processors = make_logits_processors(frequency_penalty=frequency, frequency_context_size=1 << 20)
-    sampler_args = {"top_p": sampling.get("top_p", 0.0), "top_k": sampling.get("top_k", 0)}
-    generator.insert(
-        [prompt_ids(row, loaded.info.vocab_size) for row in range(rows)],
-        max_tokens=[1 << 20] * rows,
-        samplers=[make_sampler(temperature, **sampler_args) for _ in range(rows)],
-        logits_processors=[processors] * rows if frequency else None,
-    )
-    while len(generator.next_generated()) < rows:
-        pass
-    return generator.next_generated  # type: ignore[no-any-return]
+def commit() -> str:
+    """The revision that is measured, empty outside a repository."""
+    command = ["git", "-C", str(OUT.parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def engine_loop(loaded: LoadedModel, rows: int, sampling: dict[str, Any], logprobs: int | None) -> Callable[[], object]:
-    engine = make_engine(loaded, max_sequences=rows, max_waiting=rows, prefill_step_tokens=512)
-    stop = StopRule(max_tokens=1 << 20, ignore_eos=True, strings=("\n\nUser:",))
-    for row in range(rows):
-        ids = tuple(prompt_ids(row, loaded.info.vocab_size))
-        params = SamplingParams(seed=row, **sampling)
-        engine.submit(Prompt(id=str(row), token_ids=ids, sampling=params, stop=stop, logprobs=logprobs))
-    while len(engine.step()) < rows:
-        pass
-    return engine.step
-
-
-def measure(loaded: LoadedModel, rows: int, steps: int, sampling: dict[str, Any], logprobs: int | None) -> list[float]:
-    """Milliseconds per step of the bare loop and of the engine (CPU time), then the ratios by CPU and by wall time."""
-    bare, ours = Samples(), Samples()
-    bare_step, engine_step = bare_loop(loaded, rows, sampling), engine_loop(loaded, rows, sampling, logprobs)
-    for _ in range(steps // TURN_STEPS):
-        bare.take(bare_step)
-        ours.take(engine_step)
-    bare_cpu, ours_cpu = statistics.median(bare.cpu_s), statistics.median(ours.cpu_s)
-    wall = statistics.median(ours.wall_s) / statistics.median(bare.wall_s)
-    return [1000 * bare_cpu, 1000 * ours_cpu, ours_cpu / bare_cpu, wall]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("rows", 16), ("steps", 96), ("layers", 12), ("hidden", 768), ("vocab", 32000)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = build_qwen3(Path(folder), layers=args.layers, hidden=args.hidden, vocab=args.vocab)
-        loaded = load_model(str(path))
-    millions = loaded.info.parameters / 1e6
-    print(f"{millions:.0f} M parameters, {args.rows} rows, {PROMPT_TOKENS} prompt tokens, BLAS: {BLAS}\n")
-    print("| sampling | bare ms CPU | engine ms CPU | ratio CPU | ratio wall |\n|---|---:|---:|---:|---:|")
-    for name, (sampling, logprobs) in WORKLOADS.items():
-        bare, ours, cpu, wall = measure(loaded, args.rows, args.steps, sampling, logprobs)
-        print(f"| {name} | {bare:.1f} | {ours:.1f} | {cpu:.3f} | {wall:.3f} |", flush=True)
+def main() -> int:
+    """Measure what was asked for; 1 when a goal was missed."""
+    chosen = arguments()
+    as_served()
+    measured = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commit": commit(), "blas": BLAS}
+    print(f"BLAS: {BLAS}, {os.environ.get('OPENBLAS_NUM_THREADS', 'all')} thread(s)\n\n{HEADER}", flush=True)
+    results: list[Result] = []
+    for model in chosen.model or (QUICK_MODELS if chosen.quick else SHAPES):
+        loaded = load_model(str(cached_qwen3(model)))
+        bench = Bench(model=model, loaded=loaded, runs=1 if chosen.quick else chosen.runs, quick=chosen.quick)
+        for name in chosen.only or SCENARIOS:
+            for result in SCENARIOS[name](bench):
+                print(result.row(), flush=True)
+                results.append(result)
+                save(OUT, [result], measured)
+    return int(not all(result.reached for result in results))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

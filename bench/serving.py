@@ -112,20 +112,20 @@ async def ask(port: int, ids: list[int], length: int, start: asyncio.Barrier, de
     return reader.stream
 
 
-async def ask_all(port: int, streams: int, length: int, gap_s: float = 0.0) -> list[Stream]:
+async def ask_all(port: int, streams: int, length: int, round_name: str, gap_s: float = 0.0) -> list[Stream]:
     """All streams, each `gap_s` after the one before (0: all in the same instant)."""
     start = asyncio.Barrier(streams)
-    asking = [ask(port, ids, length, start, index * gap_s) for index, ids in enumerate(prompts(streams))]
+    asking = [ask(port, ids, length, start, index * gap_s) for index, ids in enumerate(prompts(streams, round_name))]
     return list(await asyncio.gather(*asking))
 
 
 async def three_rounds(port: int, streams: int) -> tuple[list[Stream], float, list[Stream]]:
     """A short round to warm up, the burst (and how long it took), and one with the arrivals spread out."""
-    await ask_all(port, streams, 4)
+    await ask_all(port, streams, 4, "warm")
     began_s = time.monotonic()
-    burst = await ask_all(port, streams, OUTPUT_TOKENS)
+    burst = await ask_all(port, streams, OUTPUT_TOKENS, "timed")
     elapsed_s = time.monotonic() - began_s
-    return burst, elapsed_s, await ask_all(port, streams, OUTPUT_TOKENS // 2, ARRIVAL_GAP_S)
+    return burst, elapsed_s, await ask_all(port, streams, OUTPUT_TOKENS // 2, "spread", ARRIVAL_GAP_S)
 
 
 def served(model: Path, streams: int, port: int) -> Served:

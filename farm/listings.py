@@ -8,8 +8,11 @@ from typing import Any
 from farm import flags, output
 from farm.client import Client
 
-MODEL_COLUMNS = ("name", "state", "engine", "context_tokens", "parameters", "running", "waiting", "workers")
-WORKER_COLUMNS = ("worker", "model", "host", "pid", "jobs", "running", "waiting", "tokens_per_s")
+MODEL_COLUMNS = (
+    *("name", "state", "engine", "context_tokens", "parameters", "running", "waiting"),
+    *("used_blocks", "cached_blocks", "total_blocks", "prefix_hit_rate", "workers"),
+)
+WORKER_COLUMNS = ("worker", "model", "engine", "host", "pid", "jobs", "running", "waiting", "tokens_per_s")
 
 
 def ls(as_json: flags.Json = False) -> None:

@@ -33,5 +33,6 @@ def blocking_client(url: str) -> Redis:
 
 async def _without_delay(connection: Connection) -> None:
     """Commands leave at once: uvloop would hold small writes back until every task that is ready has had its turn."""
+    assert connection._writer is not None
     connection._writer.transport.set_write_buffer_limits(high=0)
     await connection.on_connect()

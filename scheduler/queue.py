@@ -68,6 +68,7 @@ class Claimed:
     submitted_ms: int
     claimed_ms: int
     attempt: int
+    lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +330,7 @@ def _submitted_data(job: NewJob) -> dict[str, Any]:
 
 
 def _claimed(entry: Sequence[Any]) -> Claimed:
-    job_id, token, generation, sequence, body, solo, submitted_ms, claimed_ms, attempt = entry
+    job_id, token, generation, sequence, body, solo, submitted_ms, claimed_ms, attempt, lane = entry
     return Claimed(
         id=job_id.decode(),
         token=token.decode(),
@@ -340,6 +341,7 @@ def _claimed(entry: Sequence[Any]) -> Claimed:
         submitted_ms=int(submitted_ms),
         claimed_ms=int(claimed_ms),
         attempt=int(attempt),
+        lane=Lane(lane.decode()),
     )
 
 

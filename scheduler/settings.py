@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -94,6 +95,13 @@ class WorkerSettings(FarmSettings):
     model: str = Field("demo", description="A folder, a Hugging Face id, or demo (bundled).")
     model_name: str = Field("", description="The name it is served under; empty: derived from `model`.")
     max_sequences: int = Field(32, ge=1, description="Rows of the decoding batch.")
+    engine: Literal["auto", "paged", "batch", "serial"] = Field(
+        "auto", description="What computes: our paged cache, mlx-lm's BatchGenerator, or one row at a time."
+    )
+    kv_cache_bytes: int = Field(0, ge=0, description="Memory for the paged KV cache; 0: a share of the machine's.")
+    prefix_store_bytes: int = Field(
+        0, ge=0, description="Disk under FARM_HOME for computed prefixes, which survive a restart; 0: none."
+    )
     drain_s: float = Field(20.0, ge=0, description="How long running jobs may finish after a stop signal.")
     progress_limit_s: float = Field(
         120.0, gt=0, description="No engine step for this long while work is there: killed."

@@ -21,6 +21,7 @@ from scheduler.events import EventType
 from scheduler.frames import START, Frame
 from scheduler.frames import Chunk as FrameChunk
 from scheduler.job_ids import shard_of
+from scheduler.jobs import Lane
 from scheduler.queue import Claimed, Heartbeat, JobQueue
 from scheduler.tokens import Emission, EmitCode, TokenLog
 from workers.engine import Chunk, FinishReason, Prompt, SamplingParams, StopRule
@@ -29,6 +30,9 @@ from workers.held import HeldJob
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+PRIORITY = {Lane.HIGH: 1, Lane.NORMAL: 0, Lane.LOW: -1}
+"""Whose rows the engine keeps when its memory is short."""
 
 CLAIM_POLL_S = 0.25
 """A worker with room looks this often even when no wake-up came: pub/sub may lose one."""
@@ -279,6 +283,7 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
         ),
         logprobs=request.logprobs,
         resume_ids=tuple(job.choices[index].token_ids),
+        priority=PRIORITY[job.claimed.lane],
     )
 
 

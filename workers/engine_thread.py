@@ -15,13 +15,24 @@ from queue import Empty, SimpleQueue
 
 import structlog
 
-from workers.engine import Chunk, Engine, EngineStats, FinishReason, InvalidPrompt, ModelInfo, Prompt, load_engine
+from workers.engine import (
+    Chunk,
+    Engine,
+    EngineBackend,
+    EngineStats,
+    FinishReason,
+    InvalidPrompt,
+    ModelInfo,
+    PagedOptions,
+    Prompt,
+    load_engine,
+)
 
 log = structlog.get_logger()
 
 MAX_PENDING_STEPS = 64
 IDLE_POLL_S = 0.5
-ENGINE_NICE = 10
+ENGINE_NICE = 15
 HANDOVER_S = 0.002
 """For so long the thread leaves the interpreter to whoever writes the chunks out; the device works on meanwhile."""
 
@@ -44,11 +55,15 @@ class EngineThread:
         model: str,
         *,
         max_sequences: int,
+        backend: EngineBackend,
+        paged: PagedOptions,
         on_chunks: Callable[[list[Chunk]], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._model = model
         self._max_sequences = max_sequences
+        self._backend = backend
+        self._paged = paged
         self._on_chunks = on_chunks
         self._on_failure = on_failure
         self._commands: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
@@ -58,7 +73,9 @@ class EngineThread:
         self._info: ModelInfo | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.stats = EngineStats(running=0, waiting=0)
+        self.stats = EngineStats(running=0)
+        self.description = ""  # of what computes, once the model is loaded
+        self.context_tokens: int | None = None  # the most that a sequence may have; None: no bound is known
         self._step_began_s: float | None = None
 
     def start(self) -> ModelInfo:
@@ -98,8 +115,12 @@ class EngineThread:
     def _run(self) -> None:
         try:
             _step_back()
-            loaded = load_engine(self._model, max_sequences=self._max_sequences)
+            loaded = load_engine(
+                self._model, max_sequences=self._max_sequences, backend=self._backend, paged=self._paged
+            )
             self._info = loaded.info
+            self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens
+            self.stats = loaded.engine.stats()
             self._loaded.set()
             self._loop(loaded.engine)
             loaded.engine.close()

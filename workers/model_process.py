@@ -29,7 +29,7 @@ from scheduler.queue import Heartbeat, JobQueue, shard_key
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
 from workers.consumer import Consumer
-from workers.engine import BLAS, Chunk, ModelError, ModelInfo
+from workers.engine import BLAS, Chunk, EngineBackend, ModelError, ModelInfo, PagedOptions, StoreOptions
 from workers.engine_thread import EngineThread
 from workers.lease import Lease
 
@@ -55,6 +55,8 @@ class ModelProcess:
         self._engine = EngineThread(
             str(DEMO_FOLDER) if settings.model == "demo" else settings.model,
             max_sequences=settings.max_sequences,
+            backend=EngineBackend(settings.engine),
+            paged=paged_options(settings),
             on_chunks=self._on_chunks,
             on_failure=self._on_failure,
         )
@@ -71,11 +73,18 @@ class ModelProcess:
     async def run(self, stop: asyncio.Event) -> int:
         """Load, serve, drain; return the exit code. Raises ModelError when the model cannot be loaded."""
         info = await asyncio.to_thread(self._engine.start)
-        card = model_card(self._name, info)
+        card = model_card(self._name, info, self._engine.stats.backend, self._engine.context_tokens)
+        log.info("engine", backend=self._engine.description)
         self._lease.start()
         await self._lease.wait_registered()
         self._consumer.begin_lease(self._lease.name)
-        figures = {"model": self._name, "engine": card.engine, "blas": BLAS, "host": socket.gethostname()}
+        figures = {
+            "model": self._name,
+            "engine": card.engine,
+            "engine_description": self._engine.description,
+            "blas": BLAS,
+            "host": socket.gethostname(),
+        }
         tasks = [
             asyncio.create_task(self._consumer.claim_loop()),
             asyncio.create_task(self._consumer.emit_loop()),
@@ -169,12 +178,20 @@ def served_name(settings: WorkerSettings) -> str:
     return path.resolve().name if path.is_dir() else settings.model
 
 
-def model_card(name: str, info: ModelInfo) -> ModelCard:
-    """What API nodes must know of a loaded model."""
+def paged_options(settings: WorkerSettings) -> PagedOptions:
+    """The paged cache that these settings ask for."""
+    store = None
+    if settings.prefix_store_bytes:
+        store = StoreOptions(folder=settings.home_path / "prefixes", max_bytes=settings.prefix_store_bytes)
+    return PagedOptions(kv_bytes=settings.kv_cache_bytes or None, store=store)
+
+
+def model_card(name: str, info: ModelInfo, engine: str, context_tokens: int | None) -> ModelCard:
+    """What API nodes must know of a loaded model and of the engine that bounds its context."""
     return ModelCard(
         name=name,
         created_s=int(time.time()),
-        context_tokens=info.context_tokens or UNBOUNDED_CONTEXT_TOKENS,
+        context_tokens=context_tokens or UNBOUNDED_CONTEXT_TOKENS,
         vocab_tokens=info.vocab_size,
         tokenizer_sha256=tokenizer_hash(info.tokenizer_json),
         chat_template=info.chat_template,
@@ -186,7 +203,7 @@ def model_card(name: str, info: ModelInfo) -> ModelCard:
         has_tool_calling=info.has_tool_calling,
         tool_call_start=info.tool_call_start,
         tool_call_end=info.tool_call_end,
-        engine="batch",
+        engine=engine,
         parameters=info.parameters,
         weight_bytes=info.weight_bytes,
     )

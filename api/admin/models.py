@@ -40,9 +40,20 @@ async def live_figures(node: Node) -> list[dict[str, Any]]:
 def _status(card: ModelCard, workers: Sequence[Mapping[str, Any]], waiting: Mapping[str, int]) -> dict[str, Any]:
     described = asdict(card)
     template = described.pop("chat_template")
+    serving = [worker for worker in workers if worker.get("model") == card.name]
+
+    def total(figure: str) -> int:
+        return sum(int(worker.get(figure) or 0) for worker in serving)
+
+    looked_up = total("prefix_looked_up_tokens_total")
     return described | {
         "has_chat_template": template is not None,
-        "workers": [worker["worker"] for worker in workers if worker.get("model") == card.name],
-        "running": sum(int(worker.get("running") or 0) for worker in workers if worker.get("model") == card.name),
+        "workers": [worker["worker"] for worker in serving],
+        "engine_description": next((worker.get("engine_description") for worker in serving), None),
+        "running": total("running"),
         "waiting": dict(waiting),
+        "used_blocks": total("used_blocks"),
+        "cached_blocks": total("cached_blocks"),
+        "total_blocks": total("total_blocks"),
+        "prefix_hit_rate": round(total("prefix_hit_tokens_total") / looked_up, 4) if looked_up else None,
     }

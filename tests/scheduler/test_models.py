@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 
 from scheduler.errors import QueueUnavailable, UnknownModel
 from scheduler.models import CARD_TTL_S, ModelCatalog, tokenizer_hash
+from scheduler.process import cancel_all
 from tests.conftest import RedisServer
 from tests.scheduler.builders import make_card
 
@@ -20,6 +22,29 @@ async def test_a_published_card_is_seen_by_other_nodes(redis: Redis) -> None:
     assert await reader.cards() == [card]
     assert await reader.get(card.name) == card
     assert await reader.tokenizer_json(card) == "{}"
+
+
+async def test_a_model_that_has_just_come_is_found_although_the_others_were_read_before(redis: Redis) -> None:
+    reader = ModelCatalog(redis)
+    with pytest.raises(UnknownModel):
+        await reader.get("demo")
+    card = make_card()
+    await ModelCatalog(redis).publish(card, "{}")
+    assert await reader.get(card.name) == card
+
+
+async def test_cards_that_are_kept_fresh_need_no_question_when_they_are_wanted(
+    own_redis_server: RedisServer, own_redis: Redis
+) -> None:
+    catalog, card = ModelCatalog(own_redis), make_card()
+    await catalog.publish(card, "{}")
+    keeping = asyncio.create_task(catalog.keep_fresh())
+    try:
+        assert await catalog.get(card.name) == card
+        own_redis_server.kill()
+        assert await catalog.get(card.name) == card
+    finally:
+        await cancel_all([keeping])
 
 
 async def test_cards_and_tokenizers_have_a_time_to_live(redis: Redis) -> None:

@@ -47,6 +47,12 @@ async def test_a_claimed_job_says_who_holds_it(farm: Farm) -> None:
     assert await farm.claim() == []
 
 
+async def test_a_claimed_job_says_which_lane_it_asked_for(farm: Farm) -> None:
+    for lane in Lane:
+        await farm.submit(lane=lane)
+    assert {job.lane for job in await farm.claim(rows=9)} == set(Lane)
+
+
 async def test_the_same_nonce_gets_the_same_answer(farm: Farm) -> None:
     for _ in range(5):
         await farm.submit()

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.events import EventType
 from scheduler.frames import Chunk, End, Frame, FrameId
-from scheduler.jobs import JobState
+from scheduler.jobs import JobState, Lane
 from scheduler.queue import Claimed
 from scheduler.requests import JobRequest, Stopping
 from workers.held import HeldJob
@@ -16,7 +16,7 @@ from workers.held import HeldJob
 
 def claimed(n: int = 1, generation: int = 1, sequence: int = 0) -> Claimed:
     request = JobRequest(kind="chat", model="m", prompts=((1, 2, 3),), n=n, stopping=Stopping(max_tokens=9))
-    return Claimed("0-job", "7:w:n", generation, sequence, request, False, 1_000, 1_250, 1)
+    return Claimed("0-job", "7:w:n", generation, sequence, request, False, 1_000, 1_250, 1, Lane.NORMAL)
 
 
 def held(log: Sequence[Frame] = (), n: int = 1) -> HeldJob:

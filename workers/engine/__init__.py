@@ -5,7 +5,8 @@ Importing this package loads a fast BLAS where MLX needs one, because that has t
 """
 
 from workers.engine.backend import BLAS, Backend, installed_backend, load_blas
-from workers.engine.engine import Engine, EngineStats, LoadedEngine, load_engine, make_engine
+from workers.engine.choosing import EngineBackend, LoadedEngine, PagedOptions, StoreOptions, load_engine, make_engine
+from workers.engine.engine import Engine, EngineStats
 from workers.engine.errors import (
     BatchOrderLost,
     ConfigMissing,
@@ -19,6 +20,7 @@ from workers.engine.errors import (
     UnsupportedModel,
     WeightsMissing,
 )
+from workers.engine.guided import Grammar, GrammarKind
 from workers.engine.loading import LoadedModel, ModelInfo, load_model
 from workers.engine.sequence import (
     Chunk,
@@ -36,20 +38,25 @@ __all__ = [
     "Chunk",
     "ConfigMissing",
     "Engine",
+    "EngineBackend",
     "EngineClosed",
     "EngineError",
     "EngineFull",
     "EngineStats",
     "FinishReason",
+    "Grammar",
+    "GrammarKind",
     "InvalidPrompt",
     "LoadedEngine",
     "LoadedModel",
     "ModelError",
     "ModelInfo",
     "ModelNotFound",
+    "PagedOptions",
     "Prompt",
     "SamplingParams",
     "StopRule",
+    "StoreOptions",
     "TokenLogprob",
     "TokenizerMissing",
     "UnsupportedModel",

@@ -6,7 +6,7 @@ before anything is drawn from them, and a row whose logits are not numbers is re
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -15,25 +15,20 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import ArraysCache, CacheList, make_prompt_cache
 
 from workers.engine.errors import BatchOrderLost
-from workers.engine.planner import PrefillLimits
+from workers.engine.planner import PrefillLimits, plan_admissions
+from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
-from workers.engine.sequence import TokenLogprob
+from workers.engine.sequence import Sequence
 
 UNBOUNDED_TOKENS = 1 << 40  # the engine ends sequences, not the generator
 PREFILL_ROWS = 8
-NOT_FINITE = "the model's logits are not finite"
 # Architectures whose batched output differs from their single output; measured against `generate_step`.
-WRONG_IN_BATCHES = frozenset({"afm7", "llama4", "llama4_text", "longcat_flash_ngram", "phi3small", "gpt_bigcode"})
-
-
-@dataclass(frozen=True, slots=True)
-class RowToken:
-    """A row's next token, or why there is none."""
-
-    row_id: str
-    token: int
-    logprob: TokenLogprob | None
-    error: str | None
+WRONG_IN_BATCHES = frozenset(
+    {
+        *("afm7", "gemma2", "gpt_bigcode", "llama4", "llama4_text", "longcat_flash_ngram"),
+        *("minimax_m3", "minimax_m3_vl", "phi3small"),
+    }
+)
 
 
 class Float32Logits:
@@ -76,17 +71,21 @@ def _unwired(generator: Any) -> Any:
 class BatchRunner:
     """Rows of one model, each known by the id of its sequence. One step gives every decoding row one token.
 
-    `capacity` bounds the rows; the caller inserts no more. Not thread-safe: everything happens in the calling thread.
+    At most `capacity` rows have begun; the others wait, first come, first served. Everything happens in the calling
+    thread.
     """
 
-    def __init__(self, model: Module, *, capacity: int, prefill_step_tokens: int) -> None:
-        self.capacity = capacity
-        self.prefilling: dict[str, tuple[int, int]] = {}
+    capacity_tokens = None
+    obeys_grammars = False
+
+    def __init__(self, model: Module, *, vocab_size: int, capacity: int, prefill_step_tokens: int) -> None:
+        self._capacity = capacity
+        self._vocab_size = vocab_size
         self._model = Float32Logits(model)
         # Recurrent state has no padding that could be masked in every architecture: such prompts are read one by one.
         stateful = any(isinstance(cache, ArraysCache) for cache in _flat(make_prompt_cache(model)))
         rows = 1 if stateful else min(PREFILL_ROWS, capacity)
-        self.prefill = PrefillLimits(rows=rows, step_tokens=prefill_step_tokens)
+        self._limits = PrefillLimits(rows=rows, step_tokens=prefill_step_tokens)
         self._generator = _unwired(
             BatchGenerator(
                 self._model,
@@ -95,25 +94,29 @@ class BatchRunner:
                 prefill_step_size=prefill_step_tokens,
             )
         )
+        self._line: dict[str, Sequence] = {}  # rows that have not begun, in order
+        self._prefilling: dict[str, tuple[int, int]] = {}
         self._ids: dict[int, str] = {}  # generator's uid -> row id
         self._uids: dict[str, int] = {}
         self._rows: dict[str, RowSampler] = {}
         self._checks: list[tuple[list[int], mx.array]] = []  # uids and logit sums behind the tokens reported next
+        self._prompt_tokens = 0
 
     @property
-    def kv_bytes(self) -> int:
-        return int(self._generator.prompt_cache_nbytes)
+    def waiting(self) -> int:
+        return len(self._line)
 
-    def insert(self, row_id: str, input_ids: list[int], row: RowSampler) -> None:
-        """Add a row; its prompt is read in the coming steps."""
-        [uid] = self._generator.insert(
-            [input_ids],
-            max_tokens=[UNBOUNDED_TOKENS],
-            samplers=[row.sampler],
-            logits_processors=[row.processors],
+    def stats(self) -> RunnerStats:
+        return RunnerStats(
+            backend="batch",
+            waiting=len(self._line),
+            prefilling=dict(self._prefilling),
+            kv_bytes=int(self._generator.prompt_cache_nbytes),
+            prompt_tokens_total=self._prompt_tokens,
         )
-        self._ids[uid], self._uids[row_id], self._rows[row_id] = row_id, uid, row
-        self.prefilling[row_id] = (0, len(input_ids))
+
+    def insert(self, sequence: Sequence) -> None:
+        self._line[sequence.prompt.id] = sequence
 
     def remove(self, row_ids: Collection[str]) -> None:
         """Drop rows at any stage; unknown ids are ignored."""
@@ -122,10 +125,13 @@ class BatchRunner:
             self._generator.remove([self._uids[row_id] for row_id in known])
         for row_id in known:
             del self._ids[self._uids.pop(row_id)], self._rows[row_id]
-            self.prefilling.pop(row_id, None)
+            self._prefilling.pop(row_id, None)
+        for row_id in row_ids:
+            self._line.pop(row_id, None)
 
     def step(self) -> list[RowToken]:
         """One forward of all decoding rows and one chunk of the prompts; tokens in the rows' order."""
+        self._admit()
         self._model.sums.clear()
         read, decoded = self._generator.next()
         failed = self._failed_rows()
@@ -133,13 +139,36 @@ class BatchRunner:
         for progress in read:
             row_id = self._ids[progress.uid]
             if progress.end_of_prompt:
-                self.prefilling.pop(row_id, None)
+                self._prefilling.pop(row_id, None)
             else:
-                self.prefilling[row_id] = progress.progress
+                self._prefilling[row_id] = progress.progress
         return [self._row_token(r, failed) for r in decoded]
 
     def close(self) -> None:
-        self.remove(list(self._uids))
+        self.remove([*self._uids, *self._line])
+
+    def _admit(self) -> None:
+        """Let rows begin while there is room for them."""
+        room = self._capacity - len(self._rows)
+        if not self._line or room <= 0:
+            return
+        reading = [total - done for done, total in self._prefilling.values()]
+        waiting = (len(sequence.input_ids) for sequence in islice(self._line.values(), room))
+        for row_id in list(islice(self._line, plan_admissions(reading, waiting, self._limits))):
+            self._start(self._line.pop(row_id))
+
+    def _start(self, sequence: Sequence) -> None:
+        row_id, input_ids = sequence.prompt.id, sequence.input_ids
+        row = RowSampler(sequence.prompt, sequence.end_ids, self._vocab_size)
+        [uid] = self._generator.insert(
+            [input_ids],
+            max_tokens=[UNBOUNDED_TOKENS],
+            samplers=[row.sampler],
+            logits_processors=[row.processors],
+        )
+        self._ids[uid], self._uids[row_id], self._rows[row_id] = row_id, uid, row
+        self._prefilling[row_id] = (0, len(input_ids))
+        self._prompt_tokens += len(input_ids)
 
     def _row_token(self, response: Any, failed: set[int]) -> RowToken:
         row_id = self._ids.get(response.uid)

@@ -1,47 +1,41 @@
 """The engine: prompts in, chunks of text out, all sequences advanced together, step by step.
 
-`step` reads: plan, forward, sample, detokenize. The forward and the drawing of tokens are a runner's; this file owns
-which sequences take part and what becomes of their tokens. One thread calls everything, from load to close.
+`step` reads: plan, forward, sample, detokenize. The first three are a runner's; this file owns which sequences there
+are and what becomes of their tokens. One thread calls everything, from load to close.
 """
 
-from collections import deque
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import NamedTuple, Protocol
+import time
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import mlx.core as mx
 
-from workers.engine.backend import Backend, installed_backend
-from workers.engine.batch import BatchRunner, RowToken, is_batchable
 from workers.engine.errors import EngineClosed, EngineFull, InvalidPrompt
-from workers.engine.loading import LoadedModel, ModelInfo, load_model
-from workers.engine.planner import PrefillLimits, plan_admissions
-from workers.engine.sampling import RowSampler
+from workers.engine.guided import Guide, GuideCompiler, GuideFailed, InvalidGrammar
+from workers.engine.loading import LoadedModel
+from workers.engine.runner import RowToken, Runner, RunnerStats
 from workers.engine.sequence import Chunk, FinishReason, Limits, Prompt, Sequence, check_prompt
-from workers.engine.serial import SerialRunner
-
-PREFILL_STEP_TOKENS = {Backend.CPU: 512, Backend.METAL: 2048, Backend.CUDA: 2048}
-CPU_CACHE_LIMIT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
+class EngineStats(RunnerStats):
     """What the engine holds now and has done so far.
 
-    `running` sequences decode, `prefilling` ones have (read, total) prompt tokens, `waiting` ones are not admitted.
+    `running` sequences decode, `prefilling` ones have (read, total) prompt tokens, `waiting` ones have not begun.
     Totals count tokens that were read (resumed output included) and tokens that were emitted (resumed not included).
+    `text_ms` is the time that tokens took to become text.
     """
 
     running: int
-    waiting: int
-    prefilling: dict[str, tuple[int, int]] = field(default_factory=dict)
-    kv_bytes: int = 0
     active_memory_bytes: int = 0
     peak_memory_bytes: int = 0
     generated_tokens_total: int = 0
-    prompt_tokens_total: int = 0
     steps_total: int = 0
+    text_ms: float = 0.0
+    text_ms_total: float = 0.0
+
+
+_RUNNER_FIELDS = tuple(field.name for field in fields(RunnerStats))
 
 
 class Engine(Protocol):
@@ -50,6 +44,16 @@ class Engine(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do or to report."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """What computes the sequences, and why that: for a log."""
+        ...
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The most tokens, prompt and output, that a sequence may have; None: no bound is known."""
         ...
 
     def submit(self, prompt: Prompt) -> None:
@@ -74,58 +78,61 @@ class Engine(Protocol):
         ...
 
 
-class Runner(Protocol):
-    """What computes rows: `BatchRunner`, `SerialRunner`."""
-
-    @property
-    def capacity(self) -> int: ...
-
-    @property
-    def prefill(self) -> PrefillLimits: ...
-
-    @property
-    def prefilling(self) -> dict[str, tuple[int, int]]: ...
-
-    @property
-    def kv_bytes(self) -> int: ...
-
-    def insert(self, row_id: str, input_ids: list[int], row: RowSampler) -> None: ...
-
-    def remove(self, row_ids: Collection[str]) -> None: ...
-
-    def step(self) -> list[RowToken]: ...
-
-    def close(self) -> None: ...
-
-
 class SequenceEngine:
-    """An `Engine` over one runner: first come, first served up to the runner's capacity and prefill limits."""
+    """An `Engine` over one runner, which decides when a sequence begins."""
 
-    def __init__(self, loaded: LoadedModel, runner: Runner, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        runner: Runner,
+        *,
+        max_waiting: int,
+        backend: str = "",
+        guides: GuideCompiler | None = None,
+    ) -> None:
+        """`backend` describes the runner; without `guides`, prompts with a grammar are refused."""
         info = loaded.info
-        self._limits = Limits(info.vocab_size, info.context_tokens, frozenset(info.eos_token_ids))
+        bounds = [bound for bound in (info.context_tokens, runner.capacity_tokens) if bound is not None]
+        self._limits = Limits(info.vocab_size, min(bounds, default=None), frozenset(info.eos_token_ids))
         self._start_text = loaded.vocabulary.start_text
         self._runner = runner
         self._max_waiting = max_waiting
-        self._waiting: deque[Sequence] = deque()
-        self._active: dict[str, Sequence] = {}
+        self._backend = backend
+        self._guides = guides if runner.obeys_grammars else None
+        self._sequences: dict[str, Sequence] = {}  # that the runner has
+        self._complete: list[Sequence] = []  # an earlier attempt had finished them: they end with the next step
         self._ids: set[str] = set()  # of everything whose last chunk is still to come
         self._cancelled: set[str] = set()
         self._closed = False
-        self._generated_tokens = self._prompt_tokens = self._steps = 0
+        self._generated_tokens = self._steps = 0
+        self._text_ms = self._text_ms_total = 0.0
 
     @property
     def has_work(self) -> bool:
         return bool(self._ids)
 
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    @property
+    def context_tokens(self) -> int | None:
+        return self._limits.context_tokens
+
     def submit(self, prompt: Prompt) -> None:
         self._require_open()
         if prompt.id in self._ids:
             raise InvalidPrompt(f"prompt {prompt.id!r}: the id is in use")
-        if len(self._waiting) >= self._max_waiting:
+        if self._runner.waiting >= self._max_waiting:
             raise EngineFull(f"prompt {prompt.id!r}: {self._max_waiting} prompts are waiting already")
+        self._require_room(prompt)
         check_prompt(prompt, self._limits)
-        self._waiting.append(Sequence(prompt, self._limits, self._start_text))
+        sequence = Sequence(prompt, self._limits, self._start_text, self._guide(prompt))
+        if sequence.finish_reason is None:
+            self._sequences[prompt.id] = sequence
+            self._runner.insert(sequence)
+        else:
+            self._complete.append(sequence)
         self._ids.add(prompt.id)
 
     def cancel(self, prompt_id: str) -> None:
@@ -134,33 +141,32 @@ class SequenceEngine:
 
     def step(self) -> list[Chunk]:
         self._require_open()
-        chunks = self._end_cancelled() + self._admit()
-        if self._active:
+        chunks = self._end_cancelled() + self._end_complete()
+        if self._sequences:
             tokens = self._runner.step()
             self._steps += 1
-            chunks += [self._advance(token) for token in tokens]
+            chunks += self._advance_all(tokens)
         self._retire(chunks)
         return chunks
 
     def stats(self) -> EngineStats:
-        prefilling = dict(self._runner.prefilling)
+        runner = self._runner.stats()
         return EngineStats(
-            running=len(self._active) - len(prefilling),
-            waiting=len(self._waiting),
-            prefilling=prefilling,
-            kv_bytes=self._runner.kv_bytes,
+            running=len(self._sequences) - runner.waiting - len(runner.prefilling),
             active_memory_bytes=mx.get_active_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
             generated_tokens_total=self._generated_tokens,
-            prompt_tokens_total=self._prompt_tokens,
             steps_total=self._steps,
+            text_ms=self._text_ms,
+            text_ms_total=self._text_ms_total,
+            **{name: getattr(runner, name) for name in _RUNNER_FIELDS},
         )
 
     def close(self) -> None:
         self._closed = True
         self._runner.close()
-        self._waiting.clear()
-        self._active.clear()
+        self._sequences.clear()
+        self._complete.clear()
         self._ids.clear()
         self._cancelled.clear()
 
@@ -168,40 +174,49 @@ class SequenceEngine:
         if self._closed:
             raise EngineClosed("the engine is closed")
 
+    def _require_room(self, prompt: Prompt) -> None:
+        room, tokens = self._runner.capacity_tokens, len(prompt.token_ids)
+        if room is not None and tokens >= room:
+            raise InvalidPrompt(f"prompt {prompt.id!r}: {tokens} prompt tokens never fit a cache of {room} tokens")
+
+    def _guide(self, prompt: Prompt) -> Guide | None:
+        if prompt.grammar is None:
+            return None
+        if self._guides is None:
+            raise InvalidPrompt(f"prompt {prompt.id!r}: this model cannot follow a grammar ({self._backend})")
+        try:
+            guide = self._guides.compile(prompt.grammar)
+            guide.restore(prompt.resume_ids)
+        except (InvalidGrammar, GuideFailed) as error:
+            raise InvalidPrompt(f"prompt {prompt.id!r}: {error}") from error
+        return guide
+
     def _end_cancelled(self) -> list[Chunk]:
         if not self._cancelled:
             return []
-        ended = [s for s in (*self._active.values(), *self._waiting) if s.prompt.id in self._cancelled]
-        if any(s.prompt.id not in self._active for s in ended):
-            self._waiting = deque(s for s in self._waiting if s.prompt.id not in self._cancelled)
-        self._runner.remove([s.prompt.id for s in ended])
-        for sequence in ended:
-            self._active.pop(sequence.prompt.id, None)
-        self._cancelled.clear()
-        return [_last_chunk(s, s.abandon(FinishReason.CANCELLED)) for s in ended]
+        ended = [sequence for id, sequence in self._sequences.items() if id in self._cancelled]
+        ended += [sequence for sequence in self._complete if sequence.prompt.id in self._cancelled]
+        self._complete = [sequence for sequence in self._complete if sequence.prompt.id not in self._cancelled]
+        self._drop([sequence.prompt.id for sequence in ended])
+        return [_last_chunk(sequence, sequence.abandon(FinishReason.CANCELLED)) for sequence in ended]
 
-    def _admit(self) -> list[Chunk]:
-        """Give free rows to waiting sequences; those that an earlier attempt had completed end at once."""
-        complete = [s for s in self._waiting if s.finish_reason is not None]
-        if complete:
-            self._waiting = deque(s for s in self._waiting if s.finish_reason is None)
-        free = self._runner.capacity - len(self._active)
-        if self._waiting and free > 0:
-            reading = [total - done for done, total in self._runner.prefilling.values()]
-            waiting = (len(s.input_ids) for s in islice(self._waiting, free))
-            for _ in range(plan_admissions(reading, waiting, self._runner.prefill)):
-                self._start(self._waiting.popleft())
-        return [_last_chunk(s, "") for s in complete]  # their text went out with their last token
+    def _end_complete(self) -> list[Chunk]:
+        complete, self._complete = self._complete, []
+        return [_last_chunk(sequence, "") for sequence in complete]  # their text went out with their last token
 
-    def _start(self, sequence: Sequence) -> None:
-        prompt = sequence.prompt
-        self._active[prompt.id] = sequence
-        row = RowSampler(prompt, sequence.end_ids, self._limits.vocab_size)
-        self._runner.insert(prompt.id, sequence.input_ids, row)
-        self._prompt_tokens += len(sequence.input_ids)
+    def _advance_all(self, tokens: list[RowToken]) -> list[Chunk]:
+        """What a runner reports of a row behind its end (it may guess several tokens ahead) is dropped."""
+        began_s = time.perf_counter()
+        chunks = []
+        for token in tokens:
+            sequence = self._sequences[token.row_id]
+            if sequence.finish_reason is None:
+                chunks.append(self._advance(sequence, token))
+        self._text_ms = 1000 * (time.perf_counter() - began_s)
+        self._text_ms_total += self._text_ms
+        return chunks
 
-    def _advance(self, row: RowToken) -> Chunk:
-        sequence = self._active[row.row_id]
+    def _advance(self, sequence: Sequence, row: RowToken) -> Chunk:
         if row.error is not None:
             return _last_chunk(sequence, sequence.abandon(FinishReason.ERROR), error=row.error)
         before = sequence.output_tokens
@@ -220,13 +235,15 @@ class SequenceEngine:
 
     def _retire(self, chunks: list[Chunk]) -> None:
         ended = [chunk.prompt_id for chunk in chunks if chunk.finish_reason is not None]
-        if not ended:
-            return
-        self._runner.remove(ended)
-        for prompt_id in ended:
-            self._active.pop(prompt_id, None)
-            self._ids.discard(prompt_id)
-            self._cancelled.discard(prompt_id)
+        if ended:
+            self._drop(ended)
+            self._ids.difference_update(ended)
+            self._cancelled.difference_update(ended)
+
+    def _drop(self, ids: list[str]) -> None:
+        self._runner.remove(ids)
+        for prompt_id in ids:
+            self._sequences.pop(prompt_id, None)
 
 
 def _last_chunk(sequence: Sequence, text: str, *, error: str | None = None) -> Chunk:
@@ -239,48 +256,3 @@ def _last_chunk(sequence: Sequence, text: str, *, error: str | None = None) -> C
         stop_string=sequence.stop_string,
         error=error,
     )
-
-
-class LoadedEngine(NamedTuple):
-    engine: Engine
-    info: ModelInfo
-
-
-def load_engine(
-    model: str,
-    *,
-    max_sequences: int = 32,
-    max_waiting: int = 1024,
-    prefill_step_tokens: int | None = None,
-    shown_special_tokens: tuple[str, ...] = (),
-) -> LoadedEngine:
-    """Load a model (a folder or a Hugging Face id) and make an engine for it, in the thread that will run it.
-
-    `max_sequences` decode together; one where the architecture cannot be batched. `prefill_step_tokens` bounds what
-    one step reads of each prompt, and of all together twice that (default: 512 on CPU, 2048 on GPU).
-    `shown_special_tokens` appear in the text in addition to the marks of thinking and tool calls.
-    Raises `ModelError`.
-    """
-    backend = installed_backend()
-    if backend is Backend.CPU:
-        mx.set_cache_limit(CPU_CACHE_LIMIT_BYTES)
-    loaded = load_model(model, shown_special_tokens=shown_special_tokens)
-    return LoadedEngine(
-        make_engine(
-            loaded,
-            max_sequences=max_sequences,
-            max_waiting=max_waiting,
-            prefill_step_tokens=prefill_step_tokens or PREFILL_STEP_TOKENS[backend],
-        ),
-        loaded.info,
-    )
-
-
-def make_engine(loaded: LoadedModel, *, max_sequences: int, max_waiting: int, prefill_step_tokens: int) -> Engine:
-    """An engine over a loaded model: batched where the architecture allows it, else one sequence at a time."""
-    runner: Runner
-    if is_batchable(loaded.model, loaded.info.model_type):
-        runner = BatchRunner(loaded.model, capacity=max_sequences, prefill_step_tokens=prefill_step_tokens)
-    else:
-        runner = SerialRunner(loaded.model, prefill_step_tokens=prefill_step_tokens)
-    return SequenceEngine(loaded, runner, max_waiting=max_waiting)

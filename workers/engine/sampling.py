@@ -10,25 +10,18 @@ from typing import cast
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx_lm.sample_utils import greedy_sampler
 
+from workers.engine.adjusting import count_penalised, penalises_counts, penalises_repetition, repetition_penalised
+from workers.engine.selection import draw_keys, kind_of, log_normaliser, select, truncation_of, uniforms
 from workers.engine.sequence import Prompt, TokenLogprob
 
 Sampler = Callable[[mx.array], mx.array]  # (rows, vocab) float32 log-probabilities -> (rows,) token ids
 Processor = Callable[[mx.array, mx.array], mx.array]  # (context,) int, (1, vocab) float32 -> (1, vocab)
 
-_MASK_64 = (1 << 64) - 1
+_SEED_MASK = (1 << 64) - 1
 _ROW_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
-
-
-def draw_key(seed: int, position: int) -> int:
-    """64 bits that depend on the seed and the output token's index only (SplitMix64, Steele et al. 2014)."""
-    bits = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK_64
-    for _ in range(2):  # twice, so that nearby seeds do not meet on nearby positions
-        bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-        bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK_64
-        bits = (bits ^ (bits >> 31) ^ (seed & _MASK_64)) & _MASK_64
-    return bits
 
 
 def as_floats(array: mx.array) -> list[float]:
@@ -50,6 +43,8 @@ class RowSampler:
         self._top = None if prompt.logprobs is None else min(prompt.logprobs, vocab_size)
         self._vocab_size = vocab_size
         self._position = self._processed = len(prompt.resume_ids)
+        self._seed = np.array([prompt.sampling.seed & _SEED_MASK], dtype=np.uint64)
+        self._truncation = truncation_of([prompt.sampling], kind_of(prompt.sampling, vocab_size))
         self._min_tokens = prompt.stop.min_tokens
         self._end_ids = mx.array(sorted(end_ids), dtype=mx.int32) if end_ids else None
         self._bias = _bias_row(self._sampling.logit_bias, vocab_size)
@@ -66,7 +61,7 @@ class RowSampler:
         """Empty where the logits are used as they are, which spares the batch a loop."""
         s = self._sampling
         masks_ends = self._end_ids is not None and self._processed < self._min_tokens
-        penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
+        penalised = penalises_repetition(s) or penalises_counts(s)
         return [self._process] if masks_ends or penalised or self._bias is not None else []
 
     def take_logprob(self, token: int, logprobs: mx.array) -> TokenLogprob | None:
@@ -77,7 +72,7 @@ class RowSampler:
         if self._top is None:
             return None
         raw = self._raw.popleft() if self._raw else logprobs
-        return _token_logprob(token, np.asarray(raw).reshape(-1), self._top)
+        return token_logprob(token, np.asarray(raw).reshape(-1), self._top)
 
     def _process(self, context: mx.array, logits: mx.array) -> mx.array:
         if self.error is None:
@@ -90,7 +85,7 @@ class RowSampler:
 
     def _adjusted(self, context: mx.array, logits: mx.array) -> mx.array:
         if self._top is not None:
-            raw = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            raw = logits - log_normaliser(logits)
             mx.async_eval(raw)  # type: ignore[no-untyped-call]
             self._raw.append(raw)
         if self._bias is not None:
@@ -103,15 +98,14 @@ class RowSampler:
 
     def _penalised(self, context: mx.array, logits: mx.array) -> mx.array:
         s = self._sampling
-        if s.repetition_penalty != 1:
-            seen = mx.zeros((self._vocab_size,), dtype=mx.bool_)
-            seen[context] = True
-            scaled = mx.where(logits < 0, logits * s.repetition_penalty, logits / s.repetition_penalty)
-            logits = mx.where(seen, scaled, logits)
-        if self._processed > 0 and (s.presence_penalty != 0 or s.frequency_penalty != 0):
+        if penalises_repetition(s):
+            factors = mx.ones((self._vocab_size,))
+            factors[context] = s.repetition_penalty
+            logits = repetition_penalised(logits, factors, s.repetition_penalty > 1)
+        if penalises_counts(s):
             output = context[self._prompt_tokens :]
             counts = mx.zeros((self._vocab_size,)).at[output].add(1.0)
-            logits = logits - s.frequency_penalty * counts - s.presence_penalty * (counts > 0)
+            logits = count_penalised(logits, counts, mx.array(s.frequency_penalty), mx.array(s.presence_penalty))
         return logits
 
     def _sample(self, logprobs: mx.array) -> mx.array:
@@ -126,18 +120,16 @@ class RowSampler:
         return token
 
     def _drawn(self, logprobs: mx.array) -> mx.array:
-        """Gumbel-max: argmax(logits / temperature + noise) has the softmax's distribution (Gumbel 1954)."""
-        key = mx.random.key(draw_key(self._sampling.seed, self._position))
-        scores = (logprobs - mx.max(logprobs, axis=-1, keepdims=True)) * (1.0 / self._sampling.temperature)
-        scores = _truncated(scores, self._sampling.top_k, self._sampling.top_p, self._sampling.min_p)
-        return mx.argmax(scores + mx.random.gumbel(scores.shape, key=key), axis=-1)
+        keys = draw_keys(self._seed, np.array([self._position], dtype=np.int64))
+        tokens = select(logprobs, self._truncation, uniforms(keys, self._truncation.kind.draws))
+        return tokens.astype(mx.uint32)  # like the greedy rows' of the same batch
 
 
-def _token_logprob(token: int, raw: "np.ndarray[tuple[int], np.dtype[np.float32]]", top: int) -> TokenLogprob:
-    """On the host, where the next step is not in the way; `raw` is (vocab,)."""
+def token_logprob(token: int, raw: npt.NDArray[np.float32], top: int, normaliser: float = 0.0) -> TokenLogprob:
+    """On the host; `raw` (vocab,) are logits, whose `normaliser` makes them log-probabilities."""
     best = np.argpartition(raw, raw.size - top)[raw.size - top :] if top else ()
-    pairs = sorted(((int(i), float(raw[i])) for i in best), key=lambda pair: (-pair[1], pair[0]))
-    return TokenLogprob(token, float(raw[token]), tuple(pairs))
+    pairs = sorted(((int(i), float(raw[i]) - normaliser) for i in best), key=lambda pair: (-pair[1], pair[0]))
+    return TokenLogprob(token, float(raw[token]) - normaliser, tuple(pairs))
 
 
 def _bias_row(logit_bias: tuple[tuple[int, float], ...], vocab_size: int) -> mx.array | None:
@@ -147,25 +139,3 @@ def _bias_row(logit_bias: tuple[tuple[int, float], ...], vocab_size: int) -> mx.
     ids = mx.array([token for token, _ in logit_bias], dtype=mx.int32)
     values = mx.array([bias for _, bias in logit_bias], dtype=mx.float32)
     return mx.zeros((1, vocab_size)).at[:, ids].add(values)
-
-
-def _truncated(scores: mx.array, top_k: int, top_p: float, min_p: float) -> mx.array:
-    """Scores (1, vocab) with their maximum at 0; what top-k, top-p and min-p exclude becomes -inf.
-
-    Top-p keeps the smallest set of most likely tokens whose mass within top-k reaches `top_p` (Holtzman et al. 2020),
-    min-p what has at least `min_p` of the most likely token's probability (Nguyen et al. 2024). Ties at the border
-    stay in.
-    """
-    floor = mx.log(mx.array(min_p)) if min_p > 0 else None
-    if 0 < top_k < scores.shape[-1] or top_p < 1:
-        some = mx.topk(scores, top_k, axis=-1) if 0 < top_k < scores.shape[-1] else scores
-        some = mx.sort(some, axis=-1)
-        if top_p < 1:
-            mass = mx.exp(some)
-            above = mx.cumsum(mass, axis=-1, reverse=True, inclusive=False)
-            outside = mx.sum(above >= top_p * mx.sum(mass, axis=-1, keepdims=True), axis=-1, keepdims=True)
-            border = mx.take_along_axis(some, mx.minimum(outside, some.shape[-1] - 1), axis=-1)
-        else:
-            border = some[:, :1]
-        floor = border if floor is None else mx.maximum(border, floor)
-    return scores if floor is None else mx.where(scores < floor, -mx.inf, scores)

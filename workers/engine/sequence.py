@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from workers.engine.errors import InvalidPrompt
+from workers.engine.guided import Grammar, Guide
 from workers.engine.text import TextStream
 
 MAX_TOP_LOGPROBS = 20
@@ -56,6 +57,7 @@ class Prompt:
 
     `logprobs`: None for none, k for the chosen token's log-probability and the k most likely alternatives.
     `resume_ids` are tokens that an earlier attempt has already emitted; generation continues behind them.
+    `priority`: where memory runs out, sequences of a higher one keep their place. The text obeys the `grammar`.
     """
 
     id: str
@@ -64,6 +66,8 @@ class Prompt:
     stop: StopRule
     logprobs: int | None = None
     resume_ids: tuple[int, ...] = ()
+    priority: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,8 @@ def _check_stop(prompt: Prompt, limits: Limits) -> None:
     _require(stop.max_tokens >= 0, prompt, "max_tokens must not be negative")
     _require(stop.min_tokens >= 0, prompt, "min_tokens must not be negative")
     _require(stop.min_tokens <= stop.max_tokens, prompt, "min_tokens must not exceed max_tokens")
+    _require(not (stop.min_tokens and prompt.grammar), prompt, "min_tokens cannot be asked of a text with a grammar")
+    _require(not (stop.ignore_eos and prompt.grammar), prompt, "a text with a grammar cannot ignore its end")
     _require(all(stop.strings), prompt, "a stop string must not be empty")
     in_vocabulary = all(0 <= token < limits.vocab_size for token in stop.token_ids)
     _require(in_vocabulary, prompt, f"stop token_ids leave the vocabulary of {limits.vocab_size}")
@@ -162,12 +168,19 @@ class Sequence:
     """A prompt being generated: how far it is, what text is out, and why it ended.
 
     `start_text(stop_strings)` makes the text stream; the ids of `prompt.resume_ids` are fed at construction and their
-    text is dropped, because an earlier attempt has emitted it.
+    text is dropped, because an earlier attempt has emitted it. `guide` stands behind them too, for whoever draws.
     """
 
-    def __init__(self, prompt: Prompt, limits: Limits, start_text: Callable[[tuple[str, ...]], TextStream]) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        limits: Limits,
+        start_text: Callable[[tuple[str, ...]], TextStream],
+        guide: Guide | None = None,
+    ) -> None:
         stop = prompt.stop
         self.prompt = prompt
+        self.guide = guide
         self.end_ids = frozenset(stop.token_ids) | (frozenset() if stop.ignore_eos else limits.eos_token_ids)
         room = None if limits.context_tokens is None else limits.context_tokens - len(prompt.token_ids)
         self.max_tokens = stop.max_tokens if room is None else min(stop.max_tokens, room)
@@ -184,6 +197,11 @@ class Sequence:
     def input_ids(self) -> list[int]:
         """What the model has to read before the next token: the prompt and what is already emitted."""
         return [*self.prompt.token_ids, *self.prompt.resume_ids]
+
+    @property
+    def tokens_left(self) -> int:
+        """How many more tokens may be drawn at most."""
+        return self.max_tokens - self.output_tokens
 
     def advance(self, token: int) -> str:
         """Take the next token; returns the text that is now certain. Sets `finish_reason` where the token ends it."""

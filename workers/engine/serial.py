@@ -8,53 +8,62 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.generate import generate_step
 
-from workers.engine.batch import NOT_FINITE, Float32Logits, RowToken
-from workers.engine.planner import PrefillLimits
+from workers.engine.batch import Float32Logits
+from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
+from workers.engine.sequence import Sequence
 
 
 class SerialRunner:
-    """The interface of `BatchRunner` with a capacity of one. A prompt is read whole in its first step."""
+    """One row after the other. A prompt is read whole in its first step."""
 
-    capacity = 1
+    capacity_tokens = None
+    obeys_grammars = False
 
-    def __init__(self, model: Module, *, prefill_step_tokens: int) -> None:
-        self.prefilling: dict[str, tuple[int, int]] = {}
+    def __init__(self, model: Module, *, vocab_size: int, prefill_step_tokens: int) -> None:
+        self._vocab_size = vocab_size
+        self._step_tokens = prefill_step_tokens
         self._model = Float32Logits(model)
-        self.prefill = PrefillLimits(rows=1, step_tokens=prefill_step_tokens)
+        self._line: dict[str, Sequence] = {}  # rows that have not begun, in order
+        self._prefilling: dict[str, tuple[int, int]] = {}
         self._cache: list[object] = []
         self._row_id: str | None = None
         self._row: RowSampler | None = None
         self._tokens: Iterator[tuple[Any, mx.array]] = iter(())
+        self._prompt_tokens = 0
 
     @property
-    def kv_bytes(self) -> int:
-        return sum(int(getattr(cache, "nbytes", 0)) for cache in self._cache)
+    def waiting(self) -> int:
+        return len(self._line)
 
-    def insert(self, row_id: str, input_ids: list[int], row: RowSampler) -> None:
-        self._row_id, self._row = row_id, row
-        self._cache = self._model.make_cache()
-        self.prefilling = {row_id: (0, len(input_ids))}
-        self._tokens = generate_step(
-            mx.array(input_ids),
-            self._model,
-            max_tokens=-1,
-            sampler=row.sampler,
-            logits_processors=row.processors,
-            prompt_cache=self._cache,
-            prefill_step_size=self.prefill.step_tokens,
+    def stats(self) -> RunnerStats:
+        return RunnerStats(
+            backend="serial",
+            waiting=len(self._line),
+            prefilling=dict(self._prefilling),
+            kv_bytes=sum(int(getattr(cache, "nbytes", 0)) for cache in self._cache),
+            prompt_tokens_total=self._prompt_tokens,
         )
 
+    def insert(self, sequence: Sequence) -> None:
+        self._line[sequence.prompt.id] = sequence
+
     def remove(self, row_ids: Collection[str]) -> None:
+        """Drop rows at any stage; unknown ids are ignored."""
+        for row_id in row_ids:
+            self._line.pop(row_id, None)
         if self._row_id in row_ids:
-            self._row_id, self._row, self._tokens, self._cache, self.prefilling = None, None, iter(()), [], {}
+            self._row_id, self._row, self._tokens, self._cache, self._prefilling = None, None, iter(()), [], {}
 
     def step(self) -> list[RowToken]:
+        """The running row's next token; the next row begins where none is running."""
+        if self._row_id is None and self._line:
+            self._start(self._line.pop(next(iter(self._line))))
         if self._row_id is None or self._row is None:
             return []
         self._model.sums.clear()
         token, logprobs = next(self._tokens)
-        self.prefilling.clear()
+        self._prefilling.clear()
         [chosen] = as_floats(logprobs[token : token + 1])
         failed = math.isnan(chosen)
         error = NOT_FINITE if failed else self._row.error
@@ -62,5 +71,20 @@ class SerialRunner:
         return [RowToken(self._row_id, int(token), logprob, error)]
 
     def close(self) -> None:
-        if self._row_id is not None:
-            self.remove([self._row_id])
+        self.remove([*self._line, *([] if self._row_id is None else [self._row_id])])
+
+    def _start(self, sequence: Sequence) -> None:
+        row = RowSampler(sequence.prompt, sequence.end_ids, self._vocab_size)
+        self._row_id, self._row = sequence.prompt.id, row
+        self._cache = self._model.make_cache()
+        self._prefilling = {self._row_id: (0, len(sequence.input_ids))}
+        self._prompt_tokens += len(sequence.input_ids)
+        self._tokens = generate_step(
+            mx.array(sequence.input_ids),
+            self._model,
+            max_tokens=-1,
+            sampler=row.sampler,
+            logits_processors=row.processors,
+            prompt_cache=self._cache,
+            prefill_step_size=self._step_tokens,
+        )

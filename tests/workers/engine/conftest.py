@@ -15,8 +15,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from workers.engine import (
     Chunk,
     Engine,
+    EngineBackend,
     FinishReason,
     LoadedModel,
+    PagedOptions,
     Prompt,
     SamplingParams,
     StopRule,
@@ -160,9 +162,26 @@ def each_loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return load_model(str(folder))
 
 
+@pytest.fixture(params=[EngineBackend.PAGED, EngineBackend.BATCH])
+def fresh(request: pytest.FixtureRequest) -> Callable[..., Engine]:
+    """Makes engines of either kind; `fresh(loaded, rows)`."""
+
+    def build(loaded: LoadedModel, rows: int = 8, *, waiting: int = 100, step_tokens: int = 16) -> Engine:
+        return make_engine(
+            loaded,
+            max_sequences=rows,
+            max_waiting=waiting,
+            prefill_step_tokens=step_tokens,
+            backend=request.param,
+            paged=PagedOptions(kv_blocks=160),
+        )
+
+    return build
+
+
 @pytest.fixture
-def engine(loaded: LoadedModel) -> Engine:
-    return make_engine(loaded, max_sequences=8, max_waiting=100, prefill_step_tokens=16)
+def engine(loaded: LoadedModel, fresh: Callable[..., Engine]) -> Engine:
+    return fresh(loaded)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from mlx_lm.models import jamba, mamba
 from workers.engine import LoadedModel, Prompt, SamplingParams, StopRule
 from workers.engine.batch import BatchRunner, is_batchable
 from workers.engine.engine import SequenceEngine
-from workers.engine.sampling import RowSampler
+from workers.engine.sequence import Limits, Sequence
 from workers.engine.serial import SerialRunner
+from workers.engine.text import TextStream
 
 VOCAB = 100
 MAMBA = {
@@ -66,9 +67,28 @@ def recurrent(module: Any, config: dict[str, Any]) -> Any:
     return network
 
 
-def greedy_row() -> RowSampler:
-    prompt = Prompt(id="p", token_ids=(1,), sampling=SamplingParams(temperature=0), stop=StopRule(max_tokens=1))
-    return RowSampler(prompt, frozenset(), VOCAB)
+def greedy(id: str, ids: list[int]) -> Sequence:
+    stop = StopRule(max_tokens=100, ignore_eos=True)
+    prompt = Prompt(id=id, token_ids=tuple(ids), sampling=SamplingParams(temperature=0), stop=stop)
+    return Sequence(prompt, Limits(VOCAB, None, frozenset()), lambda stops: TextStream(Silent(), stops))
+
+
+class Silent:
+    """A detokenizer for rows whose text nobody reads."""
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+def batch_runner(loaded: LoadedModel, rows: int) -> BatchRunner:
+    return BatchRunner(loaded.model, vocab_size=loaded.info.vocab_size, capacity=rows, prefill_step_tokens=16)
+
+
+def serial_runner(loaded: LoadedModel) -> SerialRunner:
+    return SerialRunner(loaded.model, vocab_size=loaded.info.vocab_size, prefill_step_tokens=16)
 
 
 @pytest.mark.parametrize(("module", "config"), [(mamba, MAMBA), (jamba, JAMBA)])
@@ -78,9 +98,9 @@ def test_recurrent_models_say_in_a_batch_what_they_say_alone(module: Any, config
     rng = random.Random(2)
     prompts = {str(i): [rng.randrange(VOCAB) for _ in range(length)] for i, length in enumerate((1, 3, 8, 9, 20))}
     expected = {id: [int(t) for t, _ in generate_step(mx.array(p), network, max_tokens=8)] for id, p in prompts.items()}
-    runner = BatchRunner(network, capacity=8, prefill_step_tokens=8)
+    runner = BatchRunner(network, vocab_size=VOCAB, capacity=8, prefill_step_tokens=8)
     for id, ids in prompts.items():
-        runner.insert(id, ids, greedy_row())
+        runner.insert(greedy(id, ids))
     said: dict[str, list[int]] = {id: [] for id in prompts}
     while any(len(tokens) < 8 for tokens in said.values()):
         for token in runner.step():
@@ -97,8 +117,8 @@ def test_the_serial_runner_says_what_the_batch_says(loaded: LoadedModel, prompt:
         prompt("shaped", "the thin", temperature=0.8, top_k=9, frequency_penalty=0.5, logit_bias=((40, 2.0),)),
         prompt("long", "in the attic " * 9, strings=("e",), temperature=1.0, min_tokens=4),
     ]
-    serial = SequenceEngine(loaded, SerialRunner(loaded.model, prefill_step_tokens=16), max_waiting=9)
-    batch = SequenceEngine(loaded, BatchRunner(loaded.model, capacity=4, prefill_step_tokens=16), max_waiting=9)
+    serial = SequenceEngine(loaded, serial_runner(loaded), max_waiting=9)
+    batch = SequenceEngine(loaded, batch_runner(loaded, 4), max_waiting=9)
     one_by_one, together = run(serial, prompts), run(batch, prompts)
     for id, output in one_by_one.items():
         assert (output.token_ids, output.text) == (together[id].token_ids, together[id].text)
@@ -107,7 +127,7 @@ def test_the_serial_runner_says_what_the_batch_says(loaded: LoadedModel, prompt:
 
 
 def test_a_serial_row_can_be_cancelled_and_makes_room(loaded: LoadedModel, prompt: Any) -> None:
-    engine = SequenceEngine(loaded, SerialRunner(loaded.model, prefill_step_tokens=16), max_waiting=9)
+    engine = SequenceEngine(loaded, serial_runner(loaded), max_waiting=9)
     engine.submit(prompt("first"))
     engine.submit(prompt("second", max_tokens=2))
     assert [chunk.prompt_id for chunk in engine.step()] == ["first"]
@@ -123,5 +143,5 @@ def test_architectures_that_are_wrong_in_batches_are_not_batched(loaded: LoadedM
 
 
 def test_the_generator_holds_no_wired_memory(loaded: LoadedModel) -> None:
-    runner = BatchRunner(loaded.model, capacity=2, prefill_step_tokens=16)
+    runner = batch_runner(loaded, 2)
     assert runner._generator._old_wired_limit is None

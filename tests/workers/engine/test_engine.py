@@ -25,17 +25,13 @@ from workers.engine import (
     load_model,
 )
 from workers.engine import load_engine as load_there
-from workers.engine import make_engine as build_engine
 from workers.engine.batch import BatchRunner
 from workers.engine.engine import SequenceEngine
 
 Run = Callable[[Engine, Iterable[Prompt]], dict[str, Any]]
 Make = Callable[..., Prompt]
+Fresh = Callable[..., Engine]
 TEXTS = ("the rain in", "a", "an inner thing that is then read in the attic by the thin thane", "Zebra! 12", "in in in")
-
-
-def fresh(loaded: LoadedModel, rows: int = 8) -> Engine:
-    return build_engine(loaded, max_sequences=rows, max_waiting=100, prefill_step_tokens=16)
 
 
 def greedy_alone(loaded: LoadedModel, prompt: Prompt) -> list[int]:
@@ -66,7 +62,11 @@ def mixed_prompts(make: Make, count: int, seed: int) -> list[Prompt]:
     return prompts
 
 
-def test_greedy_rows_say_what_mlx_lm_says_alone(each_loaded: LoadedModel, prompt: Make, run: Run) -> None:
+def one_by_one(engine: Engine, prompts: list[Prompt], run: Run) -> dict[str, Any]:
+    return {p.id: run(engine, [p])[p.id] for p in prompts}
+
+
+def test_greedy_rows_say_what_mlx_lm_says_alone(each_loaded: LoadedModel, prompt: Make, fresh: Fresh, run: Run) -> None:
     prompts = [prompt(str(index), text, max_tokens=20) for index, text in enumerate(TEXTS)]
     outputs = run(fresh(each_loaded), prompts)
     expected = {p.id: greedy_alone(each_loaded, p) for p in prompts}
@@ -76,7 +76,7 @@ def test_greedy_rows_say_what_mlx_lm_says_alone(each_loaded: LoadedModel, prompt
 
 
 def test_the_comparison_notices_a_context_that_differs_in_one_early_token(
-    loaded: LoadedModel, prompt: Make, run: Run
+    loaded: LoadedModel, prompt: Make, fresh: Fresh, run: Run
 ) -> None:
     ids = prompt("p", TEXTS[2]).token_ids
     changed = (ids[0] + 1, *ids[1:])
@@ -86,10 +86,10 @@ def test_the_comparison_notices_a_context_that_differs_in_one_early_token(
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_row_says_the_same_alone_and_in_any_company(
-    each_loaded: LoadedModel, prompt: Make, run: Run, seed: int
+    each_loaded: LoadedModel, prompt: Make, fresh: Fresh, run: Run, seed: int
 ) -> None:
     prompts = mixed_prompts(prompt, 18, seed)
-    alone = {p.id: run(fresh(each_loaded, rows=1), [p])[p.id] for p in prompts}
+    alone = one_by_one(fresh(each_loaded, rows=1), prompts, run)
     together = run(fresh(each_loaded), prompts)
     for p in prompts:
         assert together[p.id].token_ids == alone[p.id].token_ids, p
@@ -102,11 +102,11 @@ def test_a_row_says_the_same_alone_and_in_any_company(
 
 @pytest.mark.parametrize("seed", [3, 4, 5])
 def test_rows_may_join_leave_and_be_cancelled_at_any_step(
-    loaded: LoadedModel, prompt: Make, run: Run, gather: Callable[..., dict[str, Any]], seed: int
+    loaded: LoadedModel, prompt: Make, fresh: Fresh, run: Run, gather: Callable[..., dict[str, Any]], seed: int
 ) -> None:
     rng = random.Random(seed)
     prompts = mixed_prompts(prompt, 24, seed)
-    alone = {p.id: run(fresh(loaded, rows=1), [p])[p.id] for p in prompts}
+    alone = one_by_one(fresh(loaded, rows=1), prompts, run)
     engine, waiting, cancelled = fresh(loaded, rows=5), list(prompts), set()
     outputs: dict[str, Any] = {}
     while waiting or engine.has_work:
@@ -131,7 +131,7 @@ def test_rows_may_join_leave_and_be_cancelled_at_any_step(
 
 @pytest.mark.parametrize("cut", [1, 4, 11])
 def test_a_resumed_row_continues_as_if_nothing_had_happened(
-    loaded: LoadedModel, prompt: Make, run: Run, cut: int
+    loaded: LoadedModel, prompt: Make, fresh: Fresh, run: Run, cut: int
 ) -> None:
     prompts = [replace(p, stop=replace(p.stop, max_tokens=25)) for p in mixed_prompts(prompt, 9, 7)]
     whole = run(fresh(loaded), prompts)
@@ -145,10 +145,11 @@ def test_a_resumed_row_continues_as_if_nothing_had_happened(
 
 
 def test_text_before_and_after_a_crash_join_without_gap_or_repeat(
-    loaded: LoadedModel, prompt: Make, gather: Callable[..., dict[str, Any]], run: Run
+    loaded: LoadedModel, prompt: Make, gather: Callable[..., dict[str, Any]], fresh: Fresh, run: Run
 ) -> None:
     wanted = prompt("p", TEXTS[2], temperature=1.0, seed=5, max_tokens=30)
-    whole = run(fresh(loaded), [wanted])["p"]
+    again = fresh(loaded)
+    whole = run(again, [wanted])["p"]
     for steps in range(1, 20, 3):
         engine = fresh(loaded)
         outputs: dict[str, Any] = {}
@@ -157,7 +158,7 @@ def test_text_before_and_after_a_crash_join_without_gap_or_repeat(
             gather(outputs, engine.step())
         before = outputs.get("p")
         ids = () if before is None else tuple(before.token_ids)
-        after = run(fresh(loaded), [replace(wanted, resume_ids=ids)])["p"]
+        after = run(again, [replace(wanted, resume_ids=ids)])["p"]
         assert ("" if before is None else before.text) + after.text == whole.text
 
 
@@ -228,8 +229,8 @@ def test_rows_that_do_not_ask_get_no_logprobs(engine: Engine, prompt: Make) -> N
     assert all(chunk.logprobs[0].top == () for chunk in chunks if chunk.logprobs)
 
 
-def test_cancelling_ends_a_row_in_every_stage(loaded: LoadedModel, prompt: Make) -> None:
-    engine = build_engine(loaded, max_sequences=2, max_waiting=9, prefill_step_tokens=8)
+def test_cancelling_ends_a_row_in_every_stage(loaded: LoadedModel, prompt: Make, fresh: Fresh) -> None:
+    engine = fresh(loaded, 2, step_tokens=8)
     for id, text in (("decoding", "a"), ("reading", "in " * 40), ("waiting", "a"), ("untouched", "a")):
         engine.submit(prompt(id, text, max_tokens=60))
     engine.step()
@@ -268,7 +269,7 @@ def test_the_context_ends_a_row(loaded: LoadedModel, engine: Engine, prompt: Mak
 
 
 def test_a_row_whose_logits_are_not_numbers_fails_alone(
-    new_model: Callable[..., Any], tmp_path: Any, loaded: LoadedModel, prompt: Make, run: Run
+    new_model: Callable[..., Any], tmp_path: Any, loaded: LoadedModel, prompt: Make, fresh: Fresh, run: Run
 ) -> None:
     poison = 7
     network = loaded.model
@@ -291,7 +292,7 @@ def test_a_row_whose_logits_are_not_numbers_fails_alone(
 def test_damage_to_one_row_is_seen_in_that_row_and_only_there(loaded: LoadedModel, prompt: Make) -> None:
     """The mutation that proves the comparisons: overwrite the cached keys of one row while it decodes."""
     prompts = [prompt(str(index), text, max_tokens=20) for index, text in enumerate(TEXTS[:3])]
-    runner = BatchRunner(loaded.model, capacity=8, prefill_step_tokens=16)
+    runner = BatchRunner(loaded.model, vocab_size=loaded.info.vocab_size, capacity=8, prefill_step_tokens=16)
     engine = SequenceEngine(loaded, runner, max_waiting=9)
     for p in prompts:
         engine.submit(p)
@@ -329,8 +330,8 @@ def test_an_engine_lives_wholly_in_another_thread(model_folder: Any, prompt: Mak
     }
 
 
-def test_a_full_line_and_a_closed_engine_refuse(loaded: LoadedModel, prompt: Make) -> None:
-    engine = build_engine(loaded, max_sequences=1, max_waiting=2, prefill_step_tokens=16)
+def test_a_full_line_and_a_closed_engine_refuse(loaded: LoadedModel, prompt: Make, fresh: Fresh) -> None:
+    engine = fresh(loaded, 1, waiting=2)
     engine.submit(prompt("a"))
     engine.submit(prompt("b"))
     with pytest.raises(EngineFull):
@@ -359,7 +360,7 @@ def test_text_is_the_decode_of_the_tokens(tokenizer: Tokenizer, engine: Engine, 
     assert output.text == tokenizer.decode(output.token_ids, skip_special_tokens=False)
 
 
-def test_the_bundled_model_says_in_a_batch_what_mlx_lm_says_alone(prompt: Make, run: Run) -> None:
+def test_the_bundled_model_says_in_a_batch_what_mlx_lm_says_alone(prompt: Make, fresh: Fresh, run: Run) -> None:
     """A trained model, where text repeats and probabilities are peaked, unlike in random ones."""
     demo = load_model(str(Path(workers.__path__[0]) / "demo"))
     encode = demo.vocabulary.tokenizer.encode

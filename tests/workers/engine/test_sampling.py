@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from workers.engine import Prompt, SamplingParams, StopRule
-from workers.engine.sampling import RowSampler, as_floats, draw_key
+from workers.engine.sampling import RowSampler, as_floats
 
 VOCAB = 8
 PROBABILITIES = (0.4, 0.25, 0.15, 0.1, 0.05, 0.03, 0.015, 0.005)
@@ -59,17 +59,18 @@ def processed(sampler: RowSampler, context: list[int], logits: list[float]) -> l
 )
 def test_truncation_leaves_exactly_the_most_likely_tokens(sampling: dict[str, Any], kept: int) -> None:
     flat = {"temperature": 1.0, **sampling}
-    assert set(drawn(row(**flat), 1500)) <= set(range(kept))
-    assert len(drawn(row(**flat), 1500)) >= min(kept, 6)
+    counts = drawn(row(**flat), 250)
+    assert set(counts) <= set(range(kept))
+    assert len(counts) >= min(kept, 5)
 
 
 def test_draws_follow_the_distribution_and_temperature() -> None:
-    counts = drawn(row(temperature=1.0, seed=4), 4000)
+    counts = drawn(row(temperature=1.0, seed=4), 1500)
     for token, probability in enumerate(PROBABILITIES):
-        spread = 4 * math.sqrt(4000 * probability * (1 - probability))
-        assert abs(counts[token] - 4000 * probability) < spread
-    cold = drawn(row(temperature=0.25, seed=4), 1000)
-    assert cold[0] > 800
+        spread = 4 * math.sqrt(1500 * probability * (1 - probability))
+        assert abs(counts[token] - 1500 * probability) < spread
+    cold = drawn(row(temperature=0.25, seed=4), 300)
+    assert cold[0] > 230
     assert set(drawn(row(temperature=1e-30, seed=4), 50)) == {0}
 
 
@@ -78,13 +79,6 @@ def test_a_resumed_row_goes_on_with_the_draws_it_would_have_made() -> None:
     logprobs = mx.zeros((1, VOCAB))
     expected = [draw(whole, logprobs) for _ in range(20)]
     assert [draw(resumed, logprobs) for _ in range(15)] == expected[5:]
-
-
-def test_draw_keys_of_near_seeds_and_positions_do_not_meet() -> None:
-    keys = {draw_key(seed, position) for seed in range(-50, 50) for position in range(100)}
-    assert len(keys) == 10_000
-    assert all(0 <= key < 1 << 64 for key in keys)
-    assert draw_key(1 << 64, 3) == draw_key(0, 3)
 
 
 def test_the_repetition_penalty_counts_prompt_and_output() -> None:

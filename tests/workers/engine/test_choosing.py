@@ -1,0 +1,120 @@
+"""Which runner an engine gets, and what it says about it."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlx_lm.models.cache import RotatingKVCache
+
+from workers.engine import (
+    Engine,
+    EngineBackend,
+    Grammar,
+    GrammarKind,
+    InvalidPrompt,
+    LoadedModel,
+    PagedOptions,
+    StoreOptions,
+    UnsupportedModel,
+    load_engine,
+    load_model,
+    make_engine,
+)
+from workers.engine.choosing import spare_memory_bytes
+
+Make = Callable[..., Any]
+
+
+def open_engine(loaded: LoadedModel, backend: str, **options: Any) -> Engine:
+    return make_engine(
+        loaded,
+        max_sequences=4,
+        max_waiting=9,
+        prefill_step_tokens=64,
+        backend=EngineBackend(backend),
+        paged=PagedOptions(**options),
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"), [("auto", "paged"), ("paged", "paged"), ("batch", "batch"), ("serial", "serial")]
+)
+def test_an_engine_says_what_computes_its_sequences(
+    loaded: LoadedModel, prompt: Make, run: Make, asked: str, got: str
+) -> None:
+    engine = open_engine(loaded, asked, kv_blocks=50)
+    assert engine.backend.startswith(f"{got}: ")
+    output = run(engine, [prompt("p", max_tokens=5)])["p"]
+    assert len(output.token_ids) == 5
+    assert engine.stats().backend == got
+
+
+def test_a_paged_engine_says_how_large_its_cache_is(loaded: LoadedModel) -> None:
+    engine = open_engine(loaded, "paged", kv_blocks=50, block_tokens=8)
+    assert "50 blocks of 8 tokens" in engine.backend
+    assert "2 direct" in engine.backend
+    stats = engine.stats()
+    assert (stats.total_blocks, stats.used_blocks, stats.kv_bytes) == (50, 0, 0)
+    assert engine.context_tokens == 256 == loaded.info.context_tokens
+    assert open_engine(loaded, "paged", kv_blocks=10).context_tokens == 160
+
+
+def test_a_model_that_cannot_be_paged_goes_to_the_next_back_end_and_says_why(model_folder: Path) -> None:
+    loaded = load_model(str(model_folder))
+    loaded.model.make_cache = lambda: [RotatingKVCache(max_size=64, keep=4) for _ in loaded.model.layers]  # type: ignore[no-untyped-call]
+    engine = open_engine(loaded, "auto")
+    assert engine.backend.startswith("batch: ")
+    assert "not paged: a layer asks for a RotatingKVCache that keeps its first tokens" in engine.backend
+    with pytest.raises(UnsupportedModel, match="not paged"):
+        open_engine(loaded, "paged")
+
+
+def test_bytes_are_turned_into_blocks(loaded: LoadedModel) -> None:
+    engine = open_engine(loaded, "paged", kv_bytes=1 << 20)
+    block_bytes = 2 * 2 * 16 * 16 * 2 * 4  # layers, keys and values, tokens, width, heads, float32
+    assert engine.stats().total_blocks == (1 << 20) // block_bytes
+    assert open_engine(loaded, "paged").stats().total_blocks == 4 * 256 // 16
+
+
+def test_only_a_paged_engine_obeys_grammars(loaded: LoadedModel, prompt: Make, run: Make) -> None:
+    asked = prompt("p", ignore_eos=False, max_tokens=40, grammar=Grammar(GrammarKind.REGEX, "[ab]{9}"))
+    engine = open_engine(loaded, "batch")
+    with pytest.raises(InvalidPrompt, match="cannot follow a grammar"):
+        engine.submit(asked)
+    assert set(run(open_engine(loaded, "paged", kv_blocks=50), [asked])["p"].text) <= {"a", "b"}
+
+
+def test_a_prompt_that_a_process_has_read_is_found_by_the_next_one(
+    model_folder: Path, prompt: Make, run: Make, tmp_path: Path
+) -> None:
+    """But not with other weights."""
+    rng = random.Random(3)
+    asked = prompt("p", token_ids=tuple(rng.randrange(250) for _ in range(100)), max_tokens=4)
+    store = StoreOptions(folder=tmp_path / "store", max_bytes=1 << 26)
+    said, hits = [], []
+    for folder in (model_folder, model_folder):
+        engine = load_engine(str(folder), paged=PagedOptions(kv_blocks=50, store=store)).engine
+        said.append(run(engine, [asked])["p"].token_ids)
+        engine.close()
+        hits.append(engine.stats().disk_hit_blocks_total)
+    assert said[0] == said[1]
+    assert hits == [0, 6]
+
+
+def test_other_weights_find_nothing(
+    model_folder: Path, new_model: Make, prompt: Make, run: Make, tmp_path: Path
+) -> None:
+    store = StoreOptions(folder=tmp_path / "store", max_bytes=1 << 26)
+    other = new_model(tmp_path / "other", rope_theta=20_000.0)
+    for folder in (model_folder, other):
+        loaded = load_model(str(folder))
+        engine = open_engine(loaded, "paged", kv_blocks=50, store=store)
+        run(engine, [prompt("p", token_ids=(5,) * 100, max_tokens=2)])
+        engine.close()
+        assert engine.stats().disk_hit_blocks_total == 0
+
+
+def test_a_node_keeps_most_of_its_memory() -> None:
+    assert 1 << 28 < spare_memory_bytes() < 1 << 42

@@ -1,0 +1,131 @@
+"""The memory of one attention layer: flat arrays that hold the keys and values of every block, and how tokens get in
+and out.
+
+An array is [blocks * heads * block_tokens, width]: new tokens are one scatter of rows, and the same memory seen as
+[blocks * heads, block_tokens * width] is read by one gather that lands as (rows, heads, tokens, width), without any
+transposition. MLX overwrites an array in place only while nobody else refers to it, so nothing here keeps an old one.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from workers.engine.paged.layout import ForwardLayout, Group
+
+INDEX_LIMIT = 1 << 31
+
+
+class Sides(NamedTuple):
+    """Keys (..., heads, tokens, key width) and values (..., heads, tokens, value width)."""
+
+    keys: mx.array
+    values: mx.array
+
+
+class BlockArray:
+    """One array [blocks * heads * block_tokens, width], addressed by block."""
+
+    def __init__(self, blocks: int, block_tokens: int, heads: int, width: int, dtype: mx.Dtype) -> None:
+        if blocks * heads * block_tokens >= INDEX_LIMIT:
+            raise ValueError(f"{blocks} blocks of {block_tokens} tokens and {heads} heads exceed 32-bit indices")
+        self.blocks, self.block_tokens, self.heads, self.width = blocks, block_tokens, heads, width
+        self.array = mx.zeros((blocks * heads * block_tokens, width), dtype)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.array.dtype
+
+    def write(self, layout: ForwardLayout, new: mx.array) -> None:
+        """Put (rows, heads, tokens, width) where the layout's new tokens belong."""
+        self.array[layout.writes(self.heads)] = new
+
+    def read(self, index: mx.array) -> mx.array:
+        """`index` (..., heads, n), as the layout makes it for reads -> (..., heads, n * block_tokens, width)."""
+        taken = self.array.reshape(self.blocks * self.heads, self.block_tokens * self.width)[index]
+        return taken.reshape(*index.shape[:-1], index.shape[-1] * self.block_tokens, self.width)
+
+    def take(self, blocks: Sequence[int]) -> mx.array:
+        """A copy (len(blocks), heads, block_tokens, width), lazy."""
+        index = mx.array(np.asarray(blocks, dtype=np.int32))
+        return self.array.reshape(self.blocks, -1)[index].reshape(-1, self.heads, self.block_tokens, self.width)
+
+    def put(self, blocks: Sequence[int], content: mx.array) -> None:
+        """The inverse of `take`; `content` must not be a view of this array."""
+        span = self.heads * self.block_tokens
+        rows = np.asarray(blocks, dtype=np.int32)[:, None] * span + np.arange(span, dtype=np.int32)
+        self.array[mx.array(rows.reshape(-1))] = content.reshape(rows.size, self.width)
+
+
+class JoinedPool:
+    """Keys and values of one width in one array, as heads 0 to H - 1 and H to 2 H - 1: one scatter, one gather."""
+
+    def __init__(self, blocks: int, block_tokens: int, keys: mx.array) -> None:
+        self.heads = 2 * keys.shape[1]
+        self._array = BlockArray(blocks, block_tokens, self.heads, keys.shape[-1], keys.dtype)
+
+    @property
+    def arrays(self) -> dict[str, BlockArray]:
+        return {"kv": self._array}
+
+    @property
+    def token_bytes(self) -> int:
+        return self.heads * self._array.width * self._array.dtype.size
+
+    def write(self, layout: ForwardLayout, keys: mx.array, values: mx.array) -> None:
+        self.write_joined(layout, self.join(keys, values))
+
+    def join(self, keys: mx.array, values: mx.array) -> mx.array:
+        """As they are stored, (rows, heads, tokens, width)."""
+        return mx.concatenate([keys, values], axis=1)
+
+    def write_joined(self, layout: ForwardLayout, new: mx.array) -> None:
+        self._array.write(layout, new)
+
+    def read_joined(self, index: mx.array) -> mx.array:
+        """`index` (rows, heads, n) as made by `block_rows` -> (rows, heads, n * block_tokens, width)."""
+        return self._array.read(index)
+
+    def read(self, layout: ForwardLayout, group: Group, window: int | None) -> Sides:
+        sight = layout.view(group, window).sight
+        both, half = self._array.read(layout.reads(group, window, self.heads)), self.heads // 2
+        return Sides(both[:, :half, sight.low : sight.high], both[:, half:, sight.low : sight.high])
+
+    def read_shared(self, layout: ForwardLayout, group: Group) -> Sides:
+        both, half = self._array.read(layout.shared_reads(group, self.heads)), self.heads // 2
+        return Sides(both[:half], both[half:])
+
+
+class SplitPool:
+    """Keys and values of different widths in an array each."""
+
+    def __init__(self, blocks: int, block_tokens: int, keys: mx.array, values: mx.array) -> None:
+        self._keys = BlockArray(blocks, block_tokens, keys.shape[1], keys.shape[-1], keys.dtype)
+        self._values = BlockArray(blocks, block_tokens, values.shape[1], values.shape[-1], values.dtype)
+
+    @property
+    def arrays(self) -> dict[str, BlockArray]:
+        return {"keys": self._keys, "values": self._values}
+
+    def write(self, layout: ForwardLayout, keys: mx.array, values: mx.array) -> None:
+        self._keys.write(layout, keys)
+        self._values.write(layout, values)
+
+    def read(self, layout: ForwardLayout, group: Group, window: int | None) -> Sides:
+        sight = layout.view(group, window).sight
+        sides = (a.read(layout.reads(group, window, a.heads)) for a in (self._keys, self._values))
+        return Sides(*(side[:, :, sight.low : sight.high] for side in sides))
+
+    def read_shared(self, layout: ForwardLayout, group: Group) -> Sides:
+        return Sides(*(a.read(layout.shared_reads(group, a.heads)) for a in (self._keys, self._values)))
+
+
+KvPool = JoinedPool | SplitPool
+
+
+def make_pool(blocks: int, block_tokens: int, keys: mx.array, values: mx.array) -> KvPool:
+    """A pool for keys and values like these (rows, heads, tokens, width)."""
+    if keys.shape == values.shape and keys.dtype == values.dtype:
+        return JoinedPool(blocks, block_tokens, keys)
+    return SplitPool(blocks, block_tokens, keys, values)
