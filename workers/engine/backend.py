@@ -21,6 +21,7 @@ class Backend(StrEnum):
     CPU = "cpu"
 
 
+@functools.cache
 def installed_backend() -> Backend:
     """The back end by the installed distributions, not by the operating system; imports nothing."""
     names = {str(dist.metadata["Name"]).lower().replace("_", "-") for dist in metadata.distributions()}

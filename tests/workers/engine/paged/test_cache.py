@@ -102,7 +102,7 @@ def test_several_new_tokens_of_a_row_get_their_logits() -> None:
     logits = rows.forward(rows.rows, [1 + len(draft) for draft in drafts])
     for place, (row, draft) in enumerate(zip(rows.rows, drafts, strict=True)):
         expected = network(mx.array([row.token_ids]))[0, -1 - len(draft) :]
-        assert float(mx.max(mx.abs(logits[place, : 1 + len(draft)] - expected))) < 1e-4
+        assert float(mx.max(mx.abs(logits[place, : 1 + len(draft)] - expected))) < 1e-3
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "deepseek_v3"])
