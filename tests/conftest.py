@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
@@ -30,6 +31,9 @@ from scheduler.migrate import upgrade
 
 REDIS_SERVER = os.environ.get("FARM_TEST_REDIS_SERVER") or str(get_binary_path())
 DATABASE_SERVER = os.environ.get("FARM_TEST_DATABASE_URL", "")
+
+hypothesis.settings.register_profile("farm", deadline=None)  # no test here is about time
+hypothesis.settings.load_profile("farm")
 
 
 class RedisServer:
