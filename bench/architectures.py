@@ -130,8 +130,9 @@ def survey(architecture: str) -> dict[str, str]:
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             row |= json.loads(line)
-    stage = next((name for name in STAGES if name not in row), "")
-    row[stage] = STAGES.get(stage, "")
+    stage = next((name for name in STAGES if name not in row), None)
+    if stage is not None:
+        row[stage] = STAGES[stage]
     ended = last_words(done) if done.returncode and stage != "batched" else ""
     row["remark"] = "; ".join(filter(None, (row.get("alone"), row.get("remark"), ended)))
     return row
