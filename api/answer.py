@@ -28,7 +28,7 @@ async def answer(node: Node, call: Call, draft: Draft, request: Request) -> Resp
     meter = node.metrics.meter(draft.model)
     job = await prepare(node, draft, call, durable=False)
     accepted = await submit(node, job)
-    request.state.turn.over()
+    await request.state.turn.step_aside()
     answering = Answering(
         node=node,
         job_id=accepted.id,

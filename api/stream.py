@@ -6,7 +6,6 @@ Comments have no blank line behind them: the openai SDK takes `\\n\\n` after an 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -23,6 +22,7 @@ from api.following import position
 from api.metrics import AnswerMeter
 from api.node import Node
 from api.openai.rendering import Renderer
+from api.patience import Patience
 from scheduler.errors import FarmError, QueueUnavailable
 from scheduler.frames import START, End, Frame, FrameId
 from scheduler.jobs import JobState
@@ -84,14 +84,14 @@ class EventStream(Response):
         with answering.node.drain.answering():
             async with Departure(receive) as departure, aclosing(answering.frames):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                async with aclosing(self._events(departure)) as events:
-                    try:
+                try:
+                    async with aclosing(self._events(departure)) as events, Patience(SLOW_READER_S) as patience:
                         async for event in events:
-                            async with asyncio.timeout(SLOW_READER_S):
+                            with patience:
                                 await send({"type": "http.response.body", "body": event, "more_body": True})
-                    except TimeoutError:
-                        answering.client_left()
-                        return
+                except TimeoutError:
+                    answering.client_left()
+                    return
                 if departure.gone:
                     answering.client_left()
                 else:

@@ -13,11 +13,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import uvloop
-
 import workers.model_process
-from scheduler.process import configure_logs, stop_event
-from scheduler.settings import WorkerSettings
 from workers.engine import Chunk, Prompt
 from workers.engine_thread import EngineThread
 
@@ -44,17 +40,11 @@ class RecordingProcess(workers.model_process.ModelProcess):
         super()._on_chunks(chunks)
 
 
-async def serve(settings: WorkerSettings) -> int:
-    """Run the process to its end."""
-    return await RecordingProcess(settings).run(stop_event())
-
-
 def main() -> None:
     """Serve, then write the note."""
-    workers.model_process.EngineThread = RecordingThread  # type: ignore[attr-defined]
-    settings = WorkerSettings()
-    configure_logs(settings.log_level, settings.log_format)
-    code = uvloop.run(serve(settings))
+    workers.model_process.EngineThread = RecordingThread  # type: ignore[attr-defined,misc]
+    workers.model_process.ModelProcess = RecordingProcess  # type: ignore[misc]
+    code = workers.model_process.main()
     Path(sys.argv[1]).write_text(json.dumps({"submitted": submitted, "produced": produced}))
     os._exit(code)
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -121,6 +122,7 @@ class EngineThread:
             self._info = loaded.info
             self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens
             self.stats = loaded.engine.stats()
+            _let_compute_wait()
             self._loaded.set()
             self._loop(loaded.engine)
             loaded.engine.close()
@@ -175,6 +177,19 @@ def _step_back() -> None:
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ENGINE_NICE)
+
+
+def _let_compute_wait() -> None:
+    """On Linux, let MLX's own threads run only where nobody else wants to: a frame is on its way in microseconds.
+
+    They never hold the interpreter, so that no Python thread can wait for one that waits for a processor; sched(7).
+    """
+    if sys.platform == "linux":
+        python = {thread.native_id for thread in threading.enumerate()}
+        for thread in map(int, os.listdir("/proc/self/task")):
+            if thread not in python:
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _submit(engine: Engine, prompt: Prompt) -> Sequence[Chunk]:

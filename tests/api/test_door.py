@@ -51,3 +51,26 @@ async def test_who_has_waited_too_long_goes_in_anyway_and_gives_no_place_back() 
     done, _ = await asyncio.wait([late], timeout=0.001)
     assert not done
     await late
+
+
+async def test_who_is_done_steps_aside_until_nobody_waits_outside() -> None:
+    door = Door()
+    turns = [door.turn() for _ in range(PLACES + 1)]
+    for turn in turns[:PLACES]:
+        await turn.begin()
+    outside = asyncio.create_task(turns[PLACES].begin())
+    done, _ = await asyncio.wait([outside], timeout=0.001)
+    assert not done
+    await turns[0].step_aside()
+    assert outside.done()
+
+
+async def test_nobody_steps_aside_for_longer_than_his_patience() -> None:
+    door = Door()
+    turns = [door.turn() for _ in range(PLACES + 2)]
+    for turn in turns[:PLACES]:
+        await turn.begin()
+    outside = [asyncio.create_task(turn.begin()) for turn in turns[PLACES:]]
+    await asyncio.wait(outside, timeout=0.001)
+    await turns[0].step_aside()  # makes room for one; the other keeps waiting, but not for ever
+    await asyncio.gather(*outside)
