@@ -135,15 +135,12 @@ class PagedModel:
         pools = [copy(stored.array) for stored in self._stored.values()]
         return pools + self._reader.arrays() + self._state.arrays()
 
-    def copy_block(self, source: int, target: int) -> None:
-        """Give `target` the content of `source`, evaluated at once so that no view of a pool survives."""
-        self._check_blocks((source, target))
-        stored = self._stored.values()
-        contents = [array.take((source,)) for array in stored]
-        mx.eval(contents)
-        for array, content in zip(stored, contents, strict=True):
-            array.put((target,), content)
-        self._written((target,))
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int], tokens: Sequence[int]) -> None:
+        """Give the first tokens of each target what they are in its source; lazy, behind what was built before."""
+        self._check_blocks((*sources, *targets))
+        for array in self._stored.values():
+            array.copy(sources, targets, tokens)
+        self._reader.changed(targets)
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Zero blocks that may hold NaN or infinity: even masked, those would spoil the rows that get them next."""

@@ -45,18 +45,28 @@ class Chunk(NamedTuple):
     snapshot: int
 
 
+class BlockCopy(NamedTuple):
+    """The first `tokens` tokens of the block `source` go to the block `target`."""
+
+    source: int
+    target: int
+    tokens: int
+
+
 @dataclass(slots=True)
 class StepPlan:
-    """One step. In this order: state is reset or restored, chunks are read, rows decode.
+    """One step. In this order: state is reset or restored, blocks are copied, chunks are read, rows decode.
 
-    `fresh` slots begin with empty state, `restored` (slot, snapshot) with a copy. Each of `forwards` reads some chunks
-    together. `decode` rows compute their token at `computed` - 1 - len(drafts) and their drafts; `joined` ones among
-    them do so for the first time since they have a place. `preempted` rows have lost theirs.
+    `fresh` slots begin with empty state, `restored` (slot, snapshot) with a copy. `copied` are the first tokens of
+    blocks. Each of `forwards` reads some chunks together. `decode` rows compute their token at `computed` - 1 -
+    len(drafts) and their drafts; `joined` ones among them do so for the first time since they have a place.
+    `preempted` rows have lost theirs.
     `is_new_order`: `decode` has other rows than the last plan's, or the same in another order.
     """
 
     fresh: list[int] = field(default_factory=list)
     restored: list[tuple[int, int]] = field(default_factory=list)
+    copied: list[BlockCopy] = field(default_factory=list)
     forwards: list[list[Chunk]] = field(default_factory=list)
     decode: list[Row] = field(default_factory=list)
     joined: list[Row] = field(default_factory=list)
@@ -178,6 +188,8 @@ class Planner:
                 self._prefix.publish(chunk.row)
         for row in plan.decode:
             self._prefix.publish(row)
+        for row in plan.joined:
+            self._prefix.offer_tail(row)
 
     def _free(self, row: Row) -> None:
         """Give a row's blocks and slot back, although the device may still be at work on them.
@@ -185,6 +197,7 @@ class Planner:
         That is safe because device work is done in the order in which it is handed over: whoever gets a block writes
         and reads it in later work. It needs no copy either: nothing but the table names the block.
         """
+        self._prefix.withdraw_tail(row)
         self._pool.release(row.table)
         row.table = []
         if row.slot >= 0 and self._slots is not None:
@@ -240,6 +253,7 @@ class Planner:
     def _preempt(self, row: Row, plan: StepPlan) -> None:
         """Back to the line, in front of everyone who came later. A token that is being drawn for it is not lost."""
         (self.reading if row.phase is Phase.READING else self.decoding).remove(row)
+        plan.copied = [copy for copy in plan.copied if copy.target not in row.table]
         self._free(row)
         row.forget()
         row.preemptions += 1
@@ -290,6 +304,18 @@ class Planner:
                 block_hash = self._prefix.hash_at(row, len(row.table) - 1)
                 plan.restored.append((row.slot, self._snapshots.take(block_hash)))
 
+    def _fork(self, row: Row, plan: StepPlan) -> None:
+        """Copy the end of the row's prompt where another row with the same prompt has it, and has begun to write behind
+        it. The next token goes into that block too, so that to share it for longer would be of no use.
+        """
+        source = self._prefix.find_tail(row)
+        if source is not None and self._pool.free_blocks:
+            tokens = row.prompt_target - row.computed
+            row.table += self._pool.allocate(1)
+            row.computed += tokens
+            self._prefix.hit_tokens_total += tokens
+            plan.copied.append(BlockCopy(source, row.table[-1], tokens))
+
     def _plan_reading(self, plan: StepPlan) -> None:
         """Chunks for the prompts, and a place in the decode batch for those that are read.
 
@@ -303,6 +329,7 @@ class Planner:
         claimed: set[bytes] = set()
         for row in self.reading:
             self._take_over(row, self._prefix.find(row), plan)
+            self._fork(row, plan)
             block_hash = self._prefix.next_hash(row)
             if block_hash is None or block_hash not in claimed:
                 able.append(row)

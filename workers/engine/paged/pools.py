@@ -51,6 +51,14 @@ class BlockArray:
         index = mx.array(np.asarray(blocks, dtype=np.int32))
         return self.array.reshape(self.blocks, -1)[index].reshape(-1, self.heads, self.block_tokens, self.width)
 
+    def copy(self, sources: Sequence[int], targets: Sequence[int], tokens: Sequence[int]) -> None:
+        """The first tokens of blocks to other blocks, lazy; whatever else these hold stays."""
+        places = np.arange(self.heads * self.block_tokens, dtype=np.int32)
+        inside = places % self.block_tokens < np.asarray(tokens)[:, None]
+        span = np.int32(places.size)
+        origin, goal = (np.asarray(blocks, dtype=np.int32)[:, None] * span + places for blocks in (sources, targets))
+        self.array[mx.array(goal[inside])] = self.array[mx.array(origin[inside])]
+
     def put(self, blocks: Sequence[int], content: mx.array) -> None:
         """The inverse of `take`; `content` must not be a view of this array."""
         span = self.heads * self.block_tokens

@@ -55,6 +55,7 @@ class PrefixCache:
         self._enabled = enabled
         self.window_tokens = window_tokens
         self._snapshots = snapshots
+        self._tails: dict[bytes | None, Row] = {}
         self.hit_tokens_total = self.looked_up_tokens_total = 0
 
     def hash_at(self, row: Row, index: int) -> bytes:
@@ -120,6 +121,37 @@ class PrefixCache:
         tokens = len(blocks) * self._pool.block_tokens
         row.computed += tokens
         self.hit_tokens_total += tokens
+
+    def find_tail(self, row: Row) -> int | None:
+        """A block of another row that begins with all that this one still has to read, less than a block; or None.
+
+        Its owner writes behind that: it is to be copied.
+        """
+        index = row.prompt_target // self._pool.block_tokens
+        if not self._tails or row.computed != index * self._pool.block_tokens or len(row.table) != index:
+            return None
+        owner = self._tails.get(self._tail_name(row))
+        block = NULL_BLOCK if owner is None else owner.table[index]
+        return None if block == NULL_BLOCK else block
+
+    def offer_tail(self, row: Row) -> None:
+        """All that the row had to read is computed, or handed to the device: others may copy its end."""
+        name = self._tail_name(row)
+        if name is not None and name not in self._tails:
+            self._tails[name], row.tail = row, name
+
+    def withdraw_tail(self, row: Row) -> None:
+        """The row's blocks are about to go."""
+        self._tails.pop(row.tail, None)
+        row.tail = None
+
+    def _tail_name(self, row: Row) -> bytes | None:
+        """Of what the row had to read, if that ends inside of a block; state behind such an end is not kept."""
+        index, inside = divmod(row.prompt_target, self._pool.block_tokens)
+        if not self._enabled or not inside or self._snapshots is not None:
+            return None
+        parent = self.hash_at(row, index - 1) if index else row.root
+        return chain_hash(parent, row.tokens[row.prompt_target - inside : row.prompt_target])
 
     def look_up(self, row: Row) -> None:
         """Count a row's beginning."""

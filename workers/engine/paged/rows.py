@@ -28,6 +28,7 @@ class Row:
     `hashes[i]` names the content up to the end of block i; `published` blocks of the table have been offered to others.
     `draws_left` is how many more tokens may be drawn. `slot` holds recurrent state, -1 for none.
     `drafts` are guesses at the coming tokens, to be checked in the next step. `place` is for whoever runs the row.
+    `tail` is the name under which others find the end of what the row had to read.
     `kept` blocks have been offered to the store on disk, which was asked for others if the row `is_fetched`.
     """
 
@@ -51,6 +52,7 @@ class Row:
         "root",
         "slot",
         "table",
+        "tail",
         "tokens",
         "unread",
     )
@@ -71,6 +73,7 @@ class Row:
         self.hashes: list[bytes] = []
         self.computed = self.published = self.kept = self.preemptions = 0
         self.is_fetched = False
+        self.tail: bytes | None = None
         self.slot = self.place = -1
         self.drafts: tuple[int, ...] = ()
 

@@ -208,6 +208,8 @@ class PagedRunner:
             self._model.reset_slot(slot)
         for slot, snapshot in plan.restored:
             self._model.restore(slot, snapshot)
+        if plan.copied:
+            self._model.copy_blocks(*zip(*plan.copied, strict=True))
         built = Built(plan=plan)
         for forward in plan.forwards:
             self._forwards.read(forward)

@@ -122,6 +122,11 @@ class PaperDevice:
             self.state[slot] = EMPTY
         for slot, snapshot in plan.restored:
             self.state[slot] = self.state[snapshot]
+        size = self.pool.block_tokens
+        for source, target, tokens in plan.copied:
+            assert self.pool.is_writable(target), "a shared block is written"
+            for place in range(tokens):
+                self.content[target * size + place] = self.content[source * size + place]
         for row, start, tokens, snapshot in (chunk for forward in plan.forwards for chunk in forward):
             self._compute(row, self._names(row, ()), range(start, start + tokens))
             if snapshot >= 0:

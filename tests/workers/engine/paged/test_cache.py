@@ -220,7 +220,8 @@ def test_blocks_are_copied_read_written_and_cleared_in_place(large: Rows) -> Non
     blocks = large.rows[0].table[:2]
 
     def run() -> None:
-        model.copy_block(blocks[0], 59_000)
+        model.copy_blocks(blocks[:1], [59_000], [16])
+        mx.eval(model.pools())
         model.write_blocks([59_001, 59_002], model.read_blocks(blocks))
         model.clear_blocks([59_003])
 

@@ -68,7 +68,7 @@ def test_a_block_with_another_content_is_not_read_from_a_copy(way: str) -> None:
     one, other = rows.rows
     for mine, yours in zip(one.table, other.table, strict=True):
         if way == "copy":
-            model.copy_block(yours, mine)
+            model.copy_blocks([yours], [mine], [model.block_tokens])
         else:
             model.write_blocks([mine], model.read_blocks([yours]))
     one.token_ids = list(other.token_ids)

@@ -19,10 +19,11 @@ def prompts_of(rng: random.Random, count: int, longest: int) -> list[list[int]]:
     """Many begin alike."""
     stems = [[rng.randrange(VOCAB) for _ in range(longest)] for _ in range(2)]
     fresh = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, longest))] for _ in range(count)]
-    return [
+    prompts = [
         (rng.choice(stems)[: rng.randint(0, longest - 1)] + ids)[:longest] if rng.random() < 0.6 else ids
         for ids in fresh
     ]
+    return [rng.choice(prompts) for _ in prompts] if rng.random() < 0.3 else prompts
 
 
 def guesser(rng: random.Random) -> Callable[[Row], tuple[int, ...]]:
@@ -183,6 +184,32 @@ def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one() -> None:
     steps = steps_until_first_token(device, "long", "short")
     assert steps["short"] == 2  # one step reads and draws, the next reports
     assert steps["long"] >= 8
+
+
+def test_choices_of_one_prompt_read_it_once_to_its_last_token() -> None:
+    device = device_of(rows=20)
+    prompt = ids_of(1, 1000)  # 62 blocks and 8 tokens
+    for choice in range(16):
+        device.add(str(choice), prompt, draws=5)
+    device.run()
+    assert device.computed_tokens == 999 + 16 * 5
+
+
+def test_an_end_that_was_copied_is_neither_shared_nor_kept_for_others() -> None:
+    device = device_of()
+    prompt = ids_of(1, 40)
+    device.add("first", prompt, draws=9)
+    device.step()
+    device.add("second", prompt, draws=2)
+    [copied] = device.step().copied
+    first, second = device.rows["first"], device.rows["second"]
+    assert copied == (first.table[2], second.table[2], 7)
+    assert first.table[:2] == second.table[:2]
+    device.run()
+    device.add("third", prompt, draws=2)
+    device.step()
+    assert device.rows["third"].computed == 40
+    assert device.computed_tokens == 39 + 9 + 2 + 7 + 1
 
 
 def test_long_prompts_progress_together() -> None:

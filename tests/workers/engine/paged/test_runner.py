@@ -24,10 +24,12 @@ Make = Callable[..., Prompt]
 def asked_of(make: Make, rng: random.Random, count: int) -> list[Prompt]:
     """Prompts of which many begin alike, and repeat themselves."""
     stems = [ids(rng, 40) for _ in range(2)]
-    asked = []
+    asked: list[Prompt] = []
     for number in range(count):
         own = ids(rng, rng.choice((1, 2, 7, 8, 9, 30))) * rng.choice((1, 1, 3))
-        content = rng.choice(stems)[: rng.choice((8, 16, 40))] + own if rng.random() < 0.5 else own
+        content = tuple(rng.choice(stems)[: rng.choice((8, 16, 40))] + own if rng.random() < 0.5 else own)
+        if asked and rng.random() < 0.3:  # one more choice
+            content = asked[-1].token_ids
         drawn = {"temperature": 1.0, "seed": number} if rng.random() < 0.4 else {}
         asked.append(
             make(
@@ -338,6 +340,7 @@ def test_a_second_turn_is_found_on_disk_when_the_pool_has_lost_it(
     whole = (*first.token_ids, *rows.run()["first"])
     rows.insert(prompt("other", token_ids=ids(rng, 190), max_tokens=2))
     rows.run()
+    assert store.flush(timeout_s=10)
     second = prompt("second", token_ids=(*whole, 5, 6), max_tokens=9)
     rows.insert(second)
     assert rows.run()["second"] == alone(loaded, second)
