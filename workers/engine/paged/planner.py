@@ -189,7 +189,8 @@ class Planner:
         for row in plan.decode:
             self._prefix.publish(row)
         for row in plan.joined:
-            self._prefix.offer_tail(row)
+            if row.phase is Phase.DECODING:  # and not removed meanwhile
+                self._prefix.offer_tail(row)
 
     def _free(self, row: Row) -> None:
         """Give a row's blocks and slot back, although the device may still be at work on them.

@@ -212,6 +212,19 @@ def test_an_end_that_was_copied_is_neither_shared_nor_kept_for_others() -> None:
     assert device.computed_tokens == 39 + 9 + 2 + 7 + 1
 
 
+def test_the_end_of_a_prompt_is_not_copied_from_a_row_that_left_before_it_was_handed_over() -> None:
+    device = device_of()
+    prompt = ids_of(1, 40)
+    device.add("first", prompt, draws=9)
+    plan = device.planner.plan()
+    device._execute(plan)
+    device.remove("first")
+    device.planner.settle(plan)
+    device.add("second", prompt, draws=2)
+    assert not device.step().copied
+    device.run()
+
+
 def test_long_prompts_progress_together() -> None:
     device = device_of()
     for name in "abc":
