@@ -14,12 +14,19 @@ from bench.engine_bench import Bench, Scenario
 from bench.engine_measure import percentile, race, take_turns
 from bench.engine_report import Goal, Result
 from bench.engine_sides import EngineSide, Request, engine_side
-from bench.models import forget_context
-from workers.engine import SamplingParams, StoreOptions, load_model
+from bench.kv_divergence import measure_divergence
+from bench.models import DEMO_MODEL, forget_context
+from workers.engine import LoadedModel, SamplingParams, StoreOptions, load_model
 from workers.engine.guided import Grammar, GrammarKind
 
 CYCLE_TOKENS: Final = 64
 STORE_BYTES: Final = 8 << 30
+QUESTIONS: Final = (
+    "What is 2+3?",
+    "Tell me a story about a dog.",
+    "Write a short poem about the sea.",
+    "What is the capital of France?",
+)
 SCHEMA: Final = {
     "type": "array",
     "minItems": 1000,  # longer than any row gets
@@ -177,10 +184,38 @@ def _ask(side: EngineSide, number: int, request: Request) -> tuple[float, list[i
     return first_s, answer
 
 
+def rounded_cache(bench: Bench) -> Iterator[Result]:
+    """Keys and values in 8 bits, against the same engine with exact ones: memory, speed, and what is said."""
+    requests = bench.alike(bench.rows, 512)
+    short = [replace(request, output_tokens=8) for request in requests]
+    rounded, exact = (partial(engine_side, bench.loaded, bench.rows, kv_bits=bits) for bits in (8, None))
+    raced = race(rounded, exact, short, runs=1)
+    ours, other = raced.ours.peak_kv_bytes, raced.other.peak_kv_bytes
+    detail = f"{ours / 1e6:.1f} of {other / 1e6:.1f} MB for {bench.rows} rows of 520 tokens"
+    yield bench.result("8-bit cache, bytes to exact ones", None, [ours / other], detail=detail)
+    turned = take_turns(rounded, exact, (requests, requests), turns=bench.turns)
+    yield bench.turned("8-bit cache, decoding speed to exact", None, turned, None, "exact")
+    demo = load_model(str(DEMO_MODEL))
+    asked = {
+        "the demo model, real questions": (demo, [_asked(demo, question) for question in QUESTIONS]),
+        "random prompts": (bench.loaded, [request.prompt_ids for request in bench.alike(4, 128)]),
+    }
+    for name, (loaded, prompts) in asked.items():
+        found = measure_divergence(loaded, prompts)
+        detail = f"KL mean {found.mean_kl:.1e}, most {found.most_kl:.1e} nats"
+        yield bench.result(f"8-bit cache, equal tokens of 64, {name}", None, found.equal, detail=detail)
+
+
+def _asked(loaded: LoadedModel, question: str) -> list[int]:
+    tokenizer = loaded.vocabulary.tokenizer
+    return list(tokenizer.encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n").ids)
+
+
 FEATURES: Final[dict[str, Scenario]] = {
     "stall": stall,
     "mixed-sampling": mixed_sampling,
     "speculation": speculation,
     "json-schema": json_schema,
     "second-turn": second_turn,
+    "kv8": rounded_cache,
 }

@@ -118,6 +118,7 @@ def engine_side(
     *,
     speculates: bool = True,
     store: StoreOptions | None = None,
+    kv_bits: int | None = None,
 ) -> EngineSide:
     """The paged engine with a cache of `kv_blocks`, or of the size that a node would give it."""
     engine = make_engine(
@@ -126,7 +127,9 @@ def engine_side(
         max_waiting=1 << 20,
         prefill_step_tokens=PREFILL_STEP_TOKENS,
         backend=EngineBackend.PAGED,
-        paged=PagedOptions(block_tokens=BLOCK_TOKENS, kv_blocks=kv_blocks, speculates=speculates, store=store),
+        paged=PagedOptions(
+            block_tokens=BLOCK_TOKENS, kv_blocks=kv_blocks, kv_bits=kv_bits, speculates=speculates, store=store
+        ),
     )
     return EngineSide(engine)
 

@@ -5,13 +5,14 @@ the same numbers in another order, so that two tokens whose scores differ by alm
 tie is proven, not tolerated: raising the other token's logit by `TIE` makes the reference itself choose it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from workers.engine import LoadedModel, Prompt  # first, because it loads the BLAS that MLX is to use
 
 import mlx.core as mx  # isort: skip
+from mlx.nn.layers.base import Module  # isort: skip
 from mlx_lm.generate import generate_step  # isort: skip
 from mlx_lm.models.cache import make_prompt_cache  # isort: skip
 from workers.engine.sampling import RowSampler  # isort: skip
@@ -20,10 +21,11 @@ TIE: Final = 1e-3  # of the standard deviation of the position's logits; roundin
 
 
 class Reference:
-    """What `generate_step` says to prompts, one by one; it remembers what it has said."""
+    """What `generate_step` says to prompts, one by one, over caches that `make_caches` makes; it remembers."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, make_caches: Callable[[Module], list[Any]] = make_prompt_cache) -> None:
         self._model = loaded.model
+        self._make_caches = make_caches
         self._vocab_size = loaded.info.vocab_size
         self._said: dict[Prompt, list[int]] = {}
         self.ties = 0  # proven so far
@@ -51,7 +53,7 @@ class Reference:
 
     def is_tie(self, prompt: Prompt, output: tuple[int, ...], token: int) -> bool:
         """Whether the reference says `token` behind `output` when the token's logit is raised by `TIE`."""
-        logits = self._model(mx.array([[*prompt.token_ids, *output]]), cache=make_prompt_cache(self._model))
+        logits = self._model(mx.array([[*prompt.token_ids, *output]]), cache=self._make_caches(self._model))
         last = logits[:, -1, :].astype(mx.float32)
         finite = last[0][mx.array([i for i, x in enumerate(last[0].tolist()) if abs(x) < 1e30])]
         raised = last + TIE * mx.std(finite) * (mx.arange(last.shape[-1]) == token)
@@ -71,5 +73,6 @@ class Reference:
             max_tokens=prompt.stop.max_tokens - len(prompt.resume_ids),
             sampler=row.sampler,
             logits_processors=row.processors,
+            prompt_cache=self._make_caches(self._model),
         )
         return [int(token) for token, _ in steps]

@@ -47,6 +47,12 @@ ModelName = Annotated[
 MaxSequences = Annotated[
     int | None, typer.Option("--max-sequences", help="Rows of the decoding batch.", show_default="32")
 ]
+KvBits = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits", help="8: keys and values in a fourth to a half of the memory.", show_default="0, as computed"
+    ),
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from scheduler.scripts import QueuePolicy
@@ -99,6 +99,9 @@ class WorkerSettings(FarmSettings):
         "auto", description="What computes: our paged cache, mlx-lm's BatchGenerator, or one row at a time."
     )
     kv_cache_bytes: int = Field(0, ge=0, description="Memory for the paged KV cache; 0: a share of the machine's.")
+    kv_bits: Annotated[Literal[0, 8], BeforeValidator(int)] = Field(
+        0, description="Bits of the paged cache's keys and values: 8, or 0 for the model's own precision."
+    )
     prefix_store_bytes: int = Field(
         0, ge=0, description="Disk under FARM_HOME for computed prefixes, which survive a restart; 0: none."
     )

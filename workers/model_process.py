@@ -183,7 +183,7 @@ def paged_options(settings: WorkerSettings) -> PagedOptions:
     store = None
     if settings.prefix_store_bytes:
         store = StoreOptions(folder=settings.home_path / "prefixes", max_bytes=settings.prefix_store_bytes)
-    return PagedOptions(kv_bytes=settings.kv_cache_bytes or None, store=store)
+    return PagedOptions(kv_bytes=settings.kv_cache_bytes or None, kv_bits=settings.kv_bits or None, store=store)
 
 
 def model_card(name: str, info: ModelInfo, engine: str, context_tokens: int | None) -> ModelCard:

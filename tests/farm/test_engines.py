@@ -63,3 +63,13 @@ def test_a_model_of_this_kind_is_served_by_blocks_and_shares_what_it_has_compute
     assert shown["total_blocks"] > shown["cached_blocks"]
     metrics = httpx2.get(f"{farm.url}/metrics").text
     assert f'farm_prefix_cache_hits_total{{model_name="{architecture}"' in metrics
+
+
+def test_operators_see_that_keys_and_values_are_kept_in_8_bits(farm: Any, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "rounded", "qwen3")
+    farm.start("workers", FARM_MODEL=str(folder), FARM_MODEL_NAME="rounded", FARM_KV_BITS="8")
+    first, second = completion(farm.url, "rounded")
+    assert first == second != ""
+    models = httpx2.get(f"{farm.url}/admin/models/status").json()["data"]
+    shown = next(model for model in models if model["name"] == "rounded")
+    assert "keys and values in 8 bits" in shown["engine_description"]

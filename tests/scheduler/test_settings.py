@@ -69,3 +69,13 @@ def test_impossible_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, 
 def test_the_api_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FARM_API_KEY", "secret")
     assert "secret" not in repr(ApiSettings())
+
+
+def test_the_bits_of_the_cache_are_8_or_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert WorkerSettings().kv_bits == 0
+    monkeypatch.setenv("FARM_KV_BITS", "8")
+    assert WorkerSettings().kv_bits == 8
+    for wrong in ("4", "eight"):
+        monkeypatch.setenv("FARM_KV_BITS", wrong)
+        with pytest.raises(ValidationError, match="kv_bits"):
+            WorkerSettings()

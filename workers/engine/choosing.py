@@ -30,6 +30,7 @@ PREFILL_STEP_TOKENS = {Backend.CPU: 512, Backend.METAL: 2048, Backend.CUDA: 2048
 CPU_CACHE_LIMIT_BYTES = 1 << 30
 CPU_MEMORY_SHARE = 0.25  # of the machine's, that a cache may take
 GPU_MEMORY_SHARE = 0.6  # of what the weights leave
+NOT_ROUNDING = "it keeps keys and values as the model computes them; for 8 bits the paged engine is needed"
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -56,6 +57,7 @@ class PagedOptions:
     """How the paged cache is laid out.
 
     `kv_blocks` of `block_tokens` tokens, or as many as `kv_bytes` hold; None for both: see `cache_blocks`.
+    `kv_bits` of their keys and values: 8, or None for what the model computes; other back ends refuse 8.
     `shares_prefixes`: what one prompt computed serves others that begin alike. `speculates`: rows guess at their next
     tokens where that has paid. `store`: what was computed is also kept on disk, for later and for other processes.
     """
@@ -63,6 +65,7 @@ class PagedOptions:
     block_tokens: int = 16
     kv_blocks: int | None = None
     kv_bytes: int | None = None
+    kv_bits: int | None = None
     shares_prefixes: bool = True
     speculates: bool = True
     store: StoreOptions | None = None
@@ -122,7 +125,7 @@ def make_engine(
 
     `max_sequences` decode together. `prefill_step_tokens`: a paged engine's step computes so many tokens in all, of
     prompts and of decoding rows; a batched one reads so many of each prompt, and of all together twice that.
-    Raises `UnsupportedModel` where a back end was asked for that cannot serve the model.
+    Raises `UnsupportedModel` where a back end was asked for that cannot serve the model, or not in `paged.kv_bits`.
     """
     guides = _guides(loaded)
     makers: dict[EngineBackend, Callable[[], Choice | str]] = {
@@ -133,7 +136,7 @@ def make_engine(
     reasons: list[str] = []
     for kind, make in makers.items():
         if backend in (kind, EngineBackend.AUTO):
-            choice = make()
+            choice = make() if kind is EngineBackend.PAGED or paged.kv_bits is None else NOT_ROUNDING
             if isinstance(choice, Choice):
                 said = "; ".join([f"{kind}: {choice.why}", *reasons])
                 return SequenceEngine(loaded, choice.runner, max_waiting=max_waiting, backend=said, guides=guides)
@@ -163,7 +166,7 @@ def _open_paged(
     loaded: LoadedModel, options: PagedOptions, max_sequences: int, step_tokens: int, guides: GuideCompiler | None
 ) -> Choice:
     info, size = loaded.info, options.block_tokens
-    sample = PagedModel(loaded.model, blocks=2, block_tokens=size, state_slots=1)
+    sample = PagedModel(loaded.model, blocks=2, block_tokens=size, state_slots=1, kv_bits=options.kv_bits)
     needs = CacheNeeds(
         block_tokens=size,
         block_bytes=sample.block_bytes,
@@ -177,7 +180,7 @@ def _open_paged(
     if options.shares_prefixes and sample.has_state:
         snapshots = snapshot_slots(slot_bytes=sample.slot_bytes, blocks=blocks, block_bytes=sample.block_bytes)
     slots = max_sequences + snapshots if sample.has_state else 0
-    pages = open_pages(loaded.model, blocks=blocks + 1, block_tokens=size, state_slots=slots)
+    pages = open_pages(loaded.model, blocks=blocks + 1, block_tokens=size, state_slots=slots, kv_bits=options.kv_bits)
     limits = PlanLimits(
         rows=max_sequences,
         step_tokens=step_tokens,
@@ -197,7 +200,15 @@ def _open_paged(
         waits_for_stages=installed_backend() is not Backend.CPU,
     )
     layers = ", ".join(f"{count} {kind}" for kind, count in pages.kinds.items() if count)
-    return Choice(runner, f"{blocks} blocks of {size} tokens, {blocks * pages.block_bytes >> 20} MiB; layers: {layers}")
+    cache = f"{blocks} blocks of {size} tokens, {blocks * pages.block_bytes >> 20} MiB{_said_of_bits(pages)}"
+    return Choice(runner, f"{cache}; layers: {layers}")
+
+
+def _said_of_bits(pages: PagedModel) -> str:
+    if pages.kv_bits is None:
+        return ""
+    kept = ", recurrent state as computed" if pages.has_state else ""
+    return f"; keys and values in {pages.kv_bits} bits{kept}"
 
 
 def _open_store(options: StoreOptions, model: Path, pages: PagedModel) -> PrefixStore:

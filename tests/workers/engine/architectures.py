@@ -6,6 +6,7 @@ from typing import Any, Final
 from bench.reference import Reference
 from bench.tiny_models import load_tiny
 from workers.engine import LoadedModel
+from workers.engine.paged.rounding import rounded_caches
 
 ALL_SLIDING: Final[dict[str, Any]] = {"layer_types": ["sliding_attention"] * 4}
 # Name -> mlx-lm's module and what differs from the module's tiny configuration.
@@ -44,5 +45,6 @@ def load(name: str) -> LoadedModel:
 
 
 @functools.cache
-def reference(name: str) -> Reference:
-    return Reference(load(name))
+def reference(name: str, *, rounds: bool = False) -> Reference:
+    """`rounds`: over mlx-lm's caches, into which keys and values go as an 8-bit pool gives them back."""
+    return Reference(load(name), rounded_caches) if rounds else Reference(load(name))

@@ -41,18 +41,22 @@ class Sizes:
 
 @dataclass
 class Course:
-    """What was asked, and what came: token ids behind the resumed ones, and why the sequence ended."""
+    """What was asked, and what came: token ids behind the resumed ones, and why the sequence ended.
+
+    `rounds`: of an engine with keys and values of 8 bits, which is compared with its like.
+    """
 
     asked: dict[str, Prompt] = field(default_factory=dict)
     said: dict[str, list[int]] = field(default_factory=dict)
     ended: dict[str, FinishReason] = field(default_factory=dict)
+    rounds: bool = False
 
     def differences(self, name: str) -> list[str]:
         """What is not as the reference has it; a cancelled sequence may be incomplete, no other."""
         found = []
         for id, prompt in self.asked.items():
             said = [*prompt.resume_ids, *self.said.get(id, ())]
-            found += reference(name).differences(prompt, said)
+            found += reference(name, rounds=self.rounds).differences(prompt, said)
             if not self._ended_rightly(name, prompt, said):
                 found.append(f"{id}: {len(said)} of {prompt.stop.max_tokens} tokens, ended by {self.ended.get(id)}")
         return found
@@ -64,7 +68,7 @@ class Course:
                 return len(said) == prompt.stop.max_tokens and not {*said} & {*stops}
             case FinishReason.STOP:
                 return not {*said} & {*stops} and any(
-                    not reference(name).differences(prompt, [*said, token]) for token in stops
+                    not reference(name, rounds=self.rounds).differences(prompt, [*said, token]) for token in stops
                 )
             case reason:
                 return reason is FinishReason.CANCELLED
@@ -77,7 +81,9 @@ def draw_sizes(dice: random.Random) -> Sizes:
     return Sizes(rows, dice.choice((3, 8, 16, 64)), block_tokens, dice.randint(needed + 1, needed * rows))
 
 
-def open_engine(name: str, backend: str, sizes: Sizes, folder: Path | None = None) -> Engine:
+def open_engine(
+    name: str, backend: str, sizes: Sizes, folder: Path | None = None, *, kv_bits: int | None = None
+) -> Engine:
     """`folder`: where a paged engine keeps on disk what it has computed, below the model's own files."""
     loaded, store = load(name), None
     if folder is not None:
@@ -91,7 +97,7 @@ def open_engine(name: str, backend: str, sizes: Sizes, folder: Path | None = Non
         max_waiting=100,
         prefill_step_tokens=sizes.chunk_tokens,
         backend=EngineBackend(backend),
-        paged=PagedOptions(block_tokens=sizes.block_tokens, kv_blocks=sizes.blocks, store=store),
+        paged=PagedOptions(block_tokens=sizes.block_tokens, kv_blocks=sizes.blocks, kv_bits=kv_bits, store=store),
     )
 
 
@@ -136,9 +142,9 @@ def check_blocks(engine: Engine) -> None:
         runner._pool.check(row.table for row in runner._rows.values())
 
 
-def play(engine: Engine, asked: Iterable[Prompt], dice: random.Random) -> Course:
+def play(engine: Engine, asked: Iterable[Prompt], dice: random.Random, *, rounds: bool = False) -> Course:
     """Prompts come in groups or one by one, some are cancelled, and some of these come back with what they had."""
-    course, coming = Course(), list(asked)
+    course, coming = Course(rounds=rounds), list(asked)
     while coming or engine.has_work:
         for _ in range(dice.choice((0, 0, 1, 3))):
             if coming:
@@ -159,9 +165,9 @@ def play(engine: Engine, asked: Iterable[Prompt], dice: random.Random) -> Course
     return course
 
 
-def run(engine: Engine, asked: Sequence[Prompt]) -> Course:
+def run(engine: Engine, asked: Sequence[Prompt], *, rounds: bool = False) -> Course:
     """All at once, without any disturbance."""
-    course = Course(asked={prompt.id: prompt for prompt in asked})
+    course = Course(asked={prompt.id: prompt for prompt in asked}, rounds=rounds)
     for prompt in asked:
         engine.submit(prompt)
     while engine.has_work:

@@ -78,6 +78,18 @@ def test_bytes_are_turned_into_blocks(loaded: LoadedModel) -> None:
     assert open_engine(loaded, "paged").stats().total_blocks == 4 * 256 // 16
 
 
+def test_8_bits_hold_more_tokens_in_the_same_bytes_and_are_said(loaded: LoadedModel, prompt: Make) -> None:
+    plain, rounded = (open_engine(loaded, "paged", kv_bytes=1 << 20, kv_bits=bits) for bits in (None, 8))
+    assert "; keys and values in 8 bits; layers: 2 direct" in rounded.backend
+    assert "bits" not in plain.backend
+    block_bytes = 2 * 2 * 16 * 2 * (16 + 4)  # layers, keys and values, tokens, heads, codes and a scale
+    assert rounded.stats().total_blocks == (1 << 20) // block_bytes > 3 * plain.stats().total_blocks
+    rounded.submit(prompt("p", max_tokens=9))
+    while not rounded.stats().kv_bytes:
+        rounded.step()
+    assert rounded.stats().kv_bytes == rounded.stats().used_blocks * block_bytes
+
+
 def test_only_a_paged_engine_obeys_grammars(loaded: LoadedModel, prompt: Make, run: Make) -> None:
     asked = prompt("p", ignore_eos=False, max_tokens=40, grammar=Grammar(GrammarKind.REGEX, "[ab]{9}"))
     engine = open_engine(loaded, "batch")

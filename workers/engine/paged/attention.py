@@ -185,14 +185,13 @@ class GatherReader:
         sinks: mx.array | None,
     ) -> mx.array:
         groups = layout.groups_for(window)
-        if isinstance(pool, JoinedPool):
-            new, copies = pool.join(keys, values), self._copies.plan(window)
-            pool.write_joined(layout, new)
-        else:
-            new, copies = keys, [None] * len(groups)
-            pool.write(layout, keys, values)
         if layout.is_fresh and layout.tokens > 1:
-            return self._attend(queries, Sides(keys, values), layout.fresh_sight(window), scale, sinks)
+            written = pool.write(layout, keys, values)
+            return self._attend(queries, written, layout.fresh_sight(window), scale, sinks)
+        if isinstance(pool, JoinedPool):
+            new, copies = pool.write_joined(layout, pool.join(keys, values)), self._copies.plan(window)
+        else:
+            new, copies = pool.write(layout, keys, values).keys, [None] * len(groups)
         outputs: list[mx.array] = []
         for group, copy in zip(groups, copies, strict=True):
             own = queries if len(groups) == 1 else queries[group.slice]

@@ -19,6 +19,7 @@ from workers.engine.paged.attention import AttentionReader, GatherReader, Trace,
 from workers.engine.paged.layer import PagedLayer
 from workers.engine.paged.layout import NULL_BLOCK, ForwardLayout, Span
 from workers.engine.paged.pools import BlockArray
+from workers.engine.paged.rounding import KV_BITS
 from workers.engine.paged.state import StatePool
 
 HostArrays: TypeAlias = "dict[str, np.ndarray[Any, np.dtype[Any]]]"
@@ -53,12 +54,16 @@ class PagedModel:
         state_slots: int = 0,
         direct: bool = True,
         copy_bytes: int | None = None,
+        kv_bits: int | None = None,
     ) -> None:
         """With `direct` false no layer reads its pool by itself. Raises `CannotPage`.
 
+        `kv_bits`: 8, or None for keys and values as the model computes them; recurrent state is always kept so.
         `copy_bytes` bounds what is kept besides the pools to make decoding faster (default: a quarter of the pools).
         """
-        self.blocks, self.block_tokens, self.state_slots = blocks, block_tokens, state_slots
+        if kv_bits not in (None, KV_BITS):
+            raise CannotPage(f"keys and values of {kv_bits} bits: it is {KV_BITS}, or the model's own precision")
+        self.blocks, self.block_tokens, self.state_slots, self.kv_bits = blocks, block_tokens, state_slots, kv_bits
         self._model = model
         self._layers: list[PagedLayer] = []
         self._entries: list[int] = []  # arrays per recurrent layer
@@ -69,6 +74,8 @@ class PagedModel:
         self._state = StatePool(self._entries, state_slots)
         if self._entries and state_slots < 1:
             raise CannotPage("a recurrent model needs state slots")
+        if kv_bits is not None and not self._layers:
+            raise CannotPage(f"it has no keys and values that could be kept in {kv_bits} bits")
         install_seam()
         found = self._probe()
         limit_bytes = COPY_SHARE * self.block_bytes * blocks if copy_bytes is None else copy_bytes
@@ -195,7 +202,8 @@ class PagedModel:
     def _kind_of(self, cache: Any) -> Callable[[list[ArraysCache]], Any]:
         """From one of the model's own caches: what makes its counterpart for a forward with these states."""
         if type(cache) is KVCache or (type(cache) is RotatingKVCache and cache.keep == 0):
-            layer = PagedLayer(self.blocks, self.block_tokens, getattr(cache, "max_size", None))
+            window, rounds = getattr(cache, "max_size", None), self.kv_bits is not None
+            layer = PagedLayer(self.blocks, self.block_tokens, window, rounds=rounds)
             self._layers.append(layer)
             return lambda states: layer
         if type(cache) is ArraysCache:

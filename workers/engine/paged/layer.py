@@ -15,13 +15,13 @@ class PagedLayer(AttendingCache):
     to the longest, and the mask that belongs to them.
     """
 
-    def __init__(self, blocks: int, block_tokens: int, window: int | None) -> None:
+    def __init__(self, blocks: int, block_tokens: int, window: int | None, *, rounds: bool = False) -> None:
         self.window = window  # of what is read: the last `window` positions
         self.needs_masks = True
         self.grouped_masks = False  # masks (rows, 1, 1, tokens, keys), for scores that split query heads by key heads
         self.pool: KvPool | None = None
         self._reader: AttentionReader | None = None
-        self._blocks, self._block_tokens = blocks, block_tokens
+        self._blocks, self._block_tokens, self._rounds = blocks, block_tokens, rounds
         self._layout: ForwardLayout | None = None
         self._updated = False
         self._fetched: Sides | None = None
@@ -63,7 +63,7 @@ class PagedLayer(AttendingCache):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         layout = self._require_layout()
         if self.pool is None:
-            self.pool = make_pool(self._blocks, self._block_tokens, keys, values)
+            self.pool = make_pool(self._blocks, self._block_tokens, keys, values, rounds=self._rounds)
         self._updated = True
         if self.direct:
             return keys, values  # which come back to `attend`

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from workers.engine.paged.layout import ForwardLayout, Group
+from workers.engine.paged.rounding import Coded, code, restore
 
 INDEX_LIMIT = 1 << 31
 
@@ -37,9 +38,15 @@ class BlockArray:
     def dtype(self) -> mx.Dtype:
         return self.array.dtype
 
-    def write(self, layout: ForwardLayout, new: mx.array) -> None:
-        """Put (rows, heads, tokens, width) where the layout's new tokens belong."""
+    @property
+    def parts(self) -> dict[str, "BlockArray"]:
+        """What it consists of, by the ending of its name."""
+        return {"": self}
+
+    def write(self, layout: ForwardLayout, new: mx.array) -> mx.array:
+        """Put (rows, heads, tokens, width) where the layout's new tokens belong; returned as `read` will give it."""
         self.array[layout.writes(self.heads)] = new
+        return new
 
     def read(self, index: mx.array) -> mx.array:
         """`index` (..., heads, n), as the layout makes it for reads -> (..., heads, n * block_tokens, width)."""
@@ -66,30 +73,70 @@ class BlockArray:
         self.array[mx.array(rows.reshape(-1))] = content.reshape(rows.size, self.width)
 
 
+class RoundedArray:
+    """As a `BlockArray`, which takes and gives rows of `dtype`, but they are kept in 8 bits with a scale each.
+
+    What is attended is always what `read` gives, also by the step that writes it: otherwise the borders of chunks
+    would change what a row says.
+    """
+
+    def __init__(self, blocks: int, block_tokens: int, heads: int, width: int, dtype: mx.Dtype) -> None:
+        self.heads, self.width, self.dtype = heads, width, dtype
+        self._codes = BlockArray(blocks, block_tokens, heads, width, mx.int8)
+        self._scales = BlockArray(blocks, block_tokens, heads, 1, mx.float32)
+
+    @property
+    def parts(self) -> dict[str, BlockArray]:
+        return {".int8": self._codes, ".scale": self._scales}
+
+    def write(self, layout: ForwardLayout, new: mx.array) -> mx.array:
+        coded = code(new)
+        self._codes.write(layout, coded.codes)
+        self._scales.write(layout, coded.scales)
+        return restore(coded, self.dtype)
+
+    def read(self, index: mx.array) -> mx.array:
+        return restore(Coded(self._codes.read(index), self._scales.read(index)), self.dtype)
+
+
+TokenArray = BlockArray | RoundedArray
+
+
+def _array_for(blocks: int, block_tokens: int, heads: int, like: mx.array, *, rounds: bool) -> TokenArray:
+    kind = RoundedArray if rounds else BlockArray
+    return kind(blocks, block_tokens, heads, like.shape[-1], like.dtype)
+
+
 class JoinedPool:
     """Keys and values of one width in one array, as heads 0 to H - 1 and H to 2 H - 1: one scatter, one gather."""
 
-    def __init__(self, blocks: int, block_tokens: int, keys: mx.array) -> None:
+    def __init__(self, blocks: int, block_tokens: int, keys: mx.array, *, rounds: bool) -> None:
         self.heads = 2 * keys.shape[1]
-        self._array = BlockArray(blocks, block_tokens, self.heads, keys.shape[-1], keys.dtype)
+        self._array = _array_for(blocks, block_tokens, self.heads, keys, rounds=rounds)
 
     @property
     def arrays(self) -> dict[str, BlockArray]:
-        return {"kv": self._array}
+        return {f"kv{ending}": part for ending, part in self._array.parts.items()}
 
     @property
     def token_bytes(self) -> int:
+        """Of a token as it is read."""
         return self.heads * self._array.width * self._array.dtype.size
 
-    def write(self, layout: ForwardLayout, keys: mx.array, values: mx.array) -> None:
-        self.write_joined(layout, self.join(keys, values))
+    def write(self, layout: ForwardLayout, keys: mx.array, values: mx.array) -> Sides:
+        """Returns the new keys and values as `read` will give them."""
+        new, half = self.write_joined(layout, self.join(keys, values)), self.heads // 2
+        if isinstance(self._array, BlockArray):
+            return Sides(keys, values)
+        return Sides(new[:, :half], new[:, half:])
 
     def join(self, keys: mx.array, values: mx.array) -> mx.array:
-        """As they are stored, (rows, heads, tokens, width)."""
+        """Next to each other as in the pool, (rows, heads, tokens, width)."""
         return mx.concatenate([keys, values], axis=1)
 
-    def write_joined(self, layout: ForwardLayout, new: mx.array) -> None:
-        self._array.write(layout, new)
+    def write_joined(self, layout: ForwardLayout, new: mx.array) -> mx.array:
+        """Returns `new` as `read_joined` will give it."""
+        return self._array.write(layout, new)
 
     def read_joined(self, index: mx.array) -> mx.array:
         """`index` (rows, heads, n) as made by `block_rows` -> (rows, heads, n * block_tokens, width)."""
@@ -108,17 +155,18 @@ class JoinedPool:
 class SplitPool:
     """Keys and values of different widths in an array each."""
 
-    def __init__(self, blocks: int, block_tokens: int, keys: mx.array, values: mx.array) -> None:
-        self._keys = BlockArray(blocks, block_tokens, keys.shape[1], keys.shape[-1], keys.dtype)
-        self._values = BlockArray(blocks, block_tokens, values.shape[1], values.shape[-1], values.dtype)
+    def __init__(self, blocks: int, block_tokens: int, keys: mx.array, values: mx.array, *, rounds: bool) -> None:
+        self._keys = _array_for(blocks, block_tokens, keys.shape[1], keys, rounds=rounds)
+        self._values = _array_for(blocks, block_tokens, values.shape[1], values, rounds=rounds)
 
     @property
     def arrays(self) -> dict[str, BlockArray]:
-        return {"keys": self._keys, "values": self._values}
+        sides = {"keys": self._keys, "values": self._values}
+        return {f"{name}{ending}": part for name, side in sides.items() for ending, part in side.parts.items()}
 
-    def write(self, layout: ForwardLayout, keys: mx.array, values: mx.array) -> None:
-        self._keys.write(layout, keys)
-        self._values.write(layout, values)
+    def write(self, layout: ForwardLayout, keys: mx.array, values: mx.array) -> Sides:
+        """Returns the new keys and values as `read` will give them."""
+        return Sides(self._keys.write(layout, keys), self._values.write(layout, values))
 
     def read(self, layout: ForwardLayout, group: Group, window: int | None) -> Sides:
         sight = layout.view(group, window).sight
@@ -132,8 +180,8 @@ class SplitPool:
 KvPool = JoinedPool | SplitPool
 
 
-def make_pool(blocks: int, block_tokens: int, keys: mx.array, values: mx.array) -> KvPool:
-    """A pool for keys and values like these (rows, heads, tokens, width)."""
+def make_pool(blocks: int, block_tokens: int, keys: mx.array, values: mx.array, *, rounds: bool = False) -> KvPool:
+    """A pool for keys and values like these (rows, heads, tokens, width); `rounds`: which keeps them in 8 bits."""
     if keys.shape == values.shape and keys.dtype == values.dtype:
-        return JoinedPool(blocks, block_tokens, keys)
-    return SplitPool(blocks, block_tokens, keys, values)
+        return JoinedPool(blocks, block_tokens, keys, rounds=rounds)
+    return SplitPool(blocks, block_tokens, keys, values, rounds=rounds)

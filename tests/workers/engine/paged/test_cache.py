@@ -159,10 +159,12 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return int(mx.get_peak_memory() - before)
 
 
-@pytest.fixture(scope="module")
-def large() -> Rows:
-    """Few rows in pools of 64 MB each, so that a copy of one could not be overlooked."""
-    rows = Rows(paged(tiny_model("llama"), blocks=60_000, block_tokens=SIZE), prompts_of([40] * 4), most_tokens=200)
+@pytest.fixture(scope="module", params=[None, 8])
+def large(request: pytest.FixtureRequest) -> Rows:
+    """Few rows in pools of 60 MB each, codes and scales in one apiece, so that a copy could not be overlooked."""
+    blocks = 60_000 if request.param is None else 240_000
+    model = paged(tiny_model("llama"), blocks=blocks, block_tokens=SIZE, kv_bits=request.param)
+    rows = Rows(model, prompts_of([40] * 4), most_tokens=200)
     rows.read(chunk=16)
     rows.decode(3)
     return rows
@@ -228,6 +230,18 @@ def test_blocks_are_copied_read_written_and_cleared_in_place(large: Rows) -> Non
     assert peak_bytes(run) < SMALL_BYTES
 
 
+def test_a_pool_stays_where_it_is(large: Rows) -> None:
+    """Its memory, and so that of its scales, is the same before and after."""
+
+    def addresses() -> list[int]:
+        return [np.asarray(memoryview(stored.array)).ctypes.data for stored in large.model._stored.values()]  # type: ignore[arg-type]
+
+    before = addresses()
+    Rows(large.model, prompts_of([40] * 4)).read(chunk=16)
+    large.decode(3)
+    assert addresses() == before
+
+
 def test_a_prompt_is_read_without_logits() -> None:
     model = paged(tiny_model("llama", vocab_size=60_000))
     rows = Rows(model, prompts_of([41]))
@@ -242,10 +256,11 @@ def test_a_prompt_is_read_without_logits() -> None:
     ("architecture", "dtype"),
     [("llama", mx.bfloat16), ("llama", mx.float16), ("deepseek_v2", mx.float32)],  # the last one with two widths
 )
-def test_blocks_come_back_from_the_host_as_they_were(architecture: str, dtype: mx.Dtype) -> None:
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_blocks_come_back_from_the_host_as_they_were(architecture: str, dtype: mx.Dtype, kv_bits: int | None) -> None:
     network = tiny_model(architecture)
     network.set_dtype(dtype)
-    model = paged(network)
+    model = paged(network, kv_bits=kv_bits)
     rows = Rows(model, prompts_of([14]))
     rows.read(chunk=20)
     table = rows.rows[0].table
@@ -270,6 +285,14 @@ def test_blocks_of_another_model_are_refused() -> None:
         model.write_blocks([2, 3], kept)
     with pytest.raises(ValueError, match="not all among"):
         model.read_blocks([90])
+
+
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_blocks_of_other_bits_are_refused(kv_bits: int | None) -> None:
+    network = tiny_model("llama")
+    kept = paged(network, kv_bits=kv_bits).read_blocks([1])
+    with pytest.raises(ValueError, match="do not fit"):
+        paged(network, kv_bits=None if kv_bits else 8).write_blocks([2], kept)
 
 
 def test_a_cleared_block_spoils_nobody() -> None:

@@ -68,11 +68,12 @@ def test_a_model_in_half_precision_passes(architecture: str, dtype: mx.Dtype) ->
     assert self_test(network, PagedModel(network, **SIZES)) is None
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "deepseek_v3"])
 @pytest.mark.parametrize(("row", "column"), [(0, 3), (1, 1), (2, 0)])
-def test_one_corrupted_block_is_found(architecture: str, row: int, column: int) -> None:
+def test_one_corrupted_block_is_found(architecture: str, row: int, column: int, kv_bits: int | None) -> None:
     network = tiny_model(architecture)
-    model = Corrupted(network, **SIZES)
+    model = Corrupted(network, kv_bits=kv_bits, **SIZES)
     model.rows, model.column = (row,), column
     reason = self_test(network, model)
     assert reason is not None
@@ -85,10 +86,62 @@ def test_a_corrupted_block_is_found_in_half_precision() -> None:
     assert self_test(network, Corrupted(network, **SIZES)) is not None
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8])
 @pytest.mark.parametrize("direct", [True, False])
-def test_rows_with_each_others_blocks_are_found(direct: bool) -> None:
+def test_rows_with_each_others_blocks_are_found(direct: bool, kv_bits: int | None) -> None:
     network = tiny_model("qwen3")
-    assert self_test(network, Unordered(network, direct=direct, **SIZES)) is not None
+    assert self_test(network, Unordered(network, direct=direct, kv_bits=kv_bits, **SIZES)) is not None
+
+
+class FarSighted(PagedModel):
+    """A mask that is wrong by one key: the window of sliding layers is a token too long."""
+
+    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = ()) -> mx.array:
+        for layer in self._layers:
+            if layer.window is not None and layer.window % 2 == 0:
+                layer.window += 1
+                self._reader.adds(layer.pool, layer.window)  # type: ignore[arg-type]
+        return super().forward(input_ids, layout, slots)
+
+
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_a_mask_that_is_wrong_by_one_key_is_found(kv_bits: int | None) -> None:
+    network = tiny_model("gemma3_text")
+    reason = self_test(network, FarSighted(network, kv_bits=kv_bits, **SIZES))
+    assert reason is not None
+    assert "logits over pools differ" in reason
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", "qwen3_moe", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v2", "deepseek_v3", "jamba", "gemma4_text"],
+)
+def test_a_model_passes_in_8_bits(architecture: str) -> None:
+    network = tiny_model(architecture)
+    assert self_test(network, PagedModel(network, kv_bits=8, **SIZES)) is None
+    assert self_test(network, PagedModel(network, kv_bits=8, direct=False, **SIZES)) is None
+
+
+def test_a_model_in_half_precision_passes_in_8_bits() -> None:
+    network = tiny_model("llama")
+    network.set_dtype(mx.bfloat16)
+    assert self_test(network, PagedModel(network, kv_bits=8, **SIZES)) is None
+
+
+def test_a_model_that_rounding_would_spoil_does_not_pass() -> None:
+    """One channel of the values is so large that the others vanish beside it, though nobody looks at that one."""
+    network: Any = tiny_model("qwen2")
+    for layer in network.layers:
+        attention = layer.self_attn
+        width = attention.v_proj.bias.size // attention.n_kv_heads
+        channels = mx.arange(attention.v_proj.bias.size) % width == 0
+        attention.v_proj.bias = mx.where(channels, 3000.0, attention.v_proj.bias)
+        looked_at = mx.arange(attention.o_proj.weight.shape[1]) % width != 0
+        attention.o_proj.weight = attention.o_proj.weight * looked_at
+    assert self_test(network, PagedModel(network, **SIZES)) is None
+    reason = self_test(network, PagedModel(network, kv_bits=8, **SIZES))
+    assert reason is not None
+    assert "keys and values of 8 bits change the logits" in reason
 
 
 def test_lost_state_is_found() -> None:
