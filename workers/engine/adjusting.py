@@ -24,9 +24,13 @@ def repetition_penalised(logits: mx.array, factors: mx.array, lowers: bool) -> m
     return (mx.minimum if lowers else mx.maximum)(logits / factors, logits * factors)
 
 
-def count_penalised(logits: mx.array, counts: mx.array, frequency: mx.array, presence: mx.array) -> mx.array:
-    """Logits and counts of output tokens (rows, vocab), penalties (rows, 1) (OpenAI's definition)."""
-    return logits - frequency * counts - presence * mx.minimum(counts, 1)
+def count_penalised(
+    logits: mx.array, counts: mx.array, frequency: mx.array | None, presence: mx.array | None
+) -> mx.array:
+    """Logits and counts of output tokens (rows, vocab), penalties (rows, 1) or None for 0 (OpenAI's definition)."""
+    if frequency is not None:
+        logits = logits - frequency * counts
+    return logits if presence is None else logits - presence * mx.minimum(counts, 1)
 
 
 def penalises_repetition(params: SamplingParams) -> bool:
@@ -115,8 +119,8 @@ class Piece:
     repetition: slice | mx.array | None  # slots
     lowers: bool  # what the repetition penalty does
     counts: slice | mx.array | None  # slots
-    frequency: mx.array  # (rows, 1)
-    presence: mx.array  # (rows, 1)
+    frequency: mx.array | None  # (rows, 1), None where no row has one
+    presence: mx.array | None  # (rows, 1), likewise
     ahead: Ahead | None
     guided: tuple[int, ...]  # the draws' indices, where a grammar restricts them
 
@@ -236,8 +240,8 @@ class Adjuster:
             repetition=self._slots(self._factors, row_ids),
             lowers=params[0].repetition_penalty > 1,
             counts=self._slots(self._counts, row_ids),
-            frequency=mx.array([[p.frequency_penalty] for p in params]),
-            presence=mx.array([[p.presence_penalty] for p in params]),
+            frequency=_penalties([p.frequency_penalty for p in params]),
+            presence=_penalties([p.presence_penalty for p in params]),
             ahead=Ahead(*entries) if (entries := _entries(ahead)) else None,
             guided=tuple(place.draw for place in places if place.is_guided),
         )
@@ -277,6 +281,11 @@ class Adjuster:
             bits = np.unpackbits(packed.view(np.uint8), axis=1, bitorder="little", count=self._vocab_size)
             logits = mx.where(mx.array(bits.view(np.bool_)), logits, -mx.inf)
         return logits
+
+
+def _penalties(values: list[float]) -> mx.array | None:
+    """(values, 1), or None where all are 0: subtracting nothing changes nothing."""
+    return mx.array(values)[:, None] if any(values) else None
 
 
 def _entries(entries: Sequence[tuple[int, int, float]]) -> Entries | None:

@@ -7,6 +7,7 @@ row's seed and position only.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -68,11 +69,13 @@ class Drawn:
     """What one call of `draw` draws, once `arrays` are evaluated: `tokens` (draws,) int32, and `finite` (draws,) bool.
 
     `finite` is false where the row's logits were not numbers or nothing was left to draw; the token then means nothing.
+    `is_short`: so few operations that handing them over does not wait for the device.
     """
 
     tokens: mx.array
     finite: mx.array
     asked: _Asked | None
+    is_short: bool
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
@@ -87,20 +90,22 @@ class Drawn:
 class _Group:
     """Draws that are computed together: first those of unchanged logits, then those of adjusted ones.
 
-    `plain` are rows of the logits, `adjusted` rows of the adjusted ones.
+    `plain` are rows of the logits, `adjusted` rows of the adjusted ones. Where there are both, `runs` are the slices
+    that `plain` consists of: they are put together with the others without being gathered first.
     `truncation` is None for greedy rows. `places` are the draws' indices.
     """
 
     places: npt.NDArray[np.int64]
     plain: slice | mx.array | None
     adjusted: slice | mx.array | None
+    runs: tuple[slice, ...]
     truncation: Truncation | None
 
     def rows_of(self, logits: mx.array, adjusted: mx.array | None) -> mx.array:
         if self.adjusted is None or adjusted is None:
             return logits[self.plain]
         changed = adjusted[self.adjusted]
-        return changed if self.plain is None else mx.concatenate([logits[self.plain], changed])
+        return mx.concatenate([*(logits[run] for run in self.runs), changed]) if self.runs else changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +182,7 @@ class BatchSampler:
         allowed = allowed or {}
         plan = self._plan_for(draws, frozenset(allowed))
         adjusted = self._adjuster.apply(plan.adjustment, logits, allowed) if plan.adjustment is not None else None
-        positions = self._positions[plan.slots] if plan.ahead is None else self._positions[plan.slots] + plan.ahead
-        numbers = uniforms(draw_keys(self._seeds[plan.slots], positions), plan.uniforms)
+        numbers = self._uniforms(plan)
         tokens, chosen = [], []
         for group in plan.groups:
             rows = group.rows_of(logits, adjusted)
@@ -192,10 +196,18 @@ class BatchSampler:
         if plan.order is not None:
             token, value = token[plan.order], value[plan.order]
         finite = (row_sums(logits) < mx.inf) & (value > -mx.inf)
-        if plan.asked is None:
-            return Drawn(token, finite, None)
-        raw = logits[plan.asked]
-        return Drawn(token, finite, _Asked(raw, log_normaliser(raw), plan.asked_rows))
+        asked = None
+        if plan.asked is not None:
+            raw = logits[plan.asked]
+            asked = _Asked(raw, log_normaliser(raw), plan.asked_rows)
+        return Drawn(token, finite, asked, is_short=len(plan.groups) == 1)
+
+    def _uniforms(self, plan: _Plan) -> npt.NDArray[np.float32]:
+        """(draws, n, 3), where n is what the neediest draw needs; nothing where all are greedy."""
+        if not plan.uniforms:
+            return np.empty((len(plan.row_ids), 0, 3), dtype=np.float32)
+        positions = self._positions[plan.slots] if plan.ahead is None else self._positions[plan.slots] + plan.ahead
+        return uniforms(draw_keys(self._seeds[plan.slots], positions), plan.uniforms)
 
     def advance(self, row_ids: Sequence[str], tokens: mx.array) -> None:
         """`tokens` (rows,) were drawn for these rows; they need not be evaluated."""
@@ -280,7 +292,15 @@ class BatchSampler:
                     places=np.array([*plain, *changed], dtype=np.int64),
                     plain=picked(plain) if plain else None,
                     adjusted=picked([adjusted[index] for index in changed]) if changed else None,
+                    runs=_runs(plain) if changed else (),
                     truncation=None if kind is None else truncation_of(params, kind),
                 )
             )
         return tuple(groups)
+
+
+def _runs(indices: Sequence[int]) -> tuple[slice, ...]:
+    """Ascending indices as slices."""
+    borders = [i for i in range(1, len(indices)) if indices[i] != indices[i - 1] + 1]
+    parts = pairwise([0, *borders, len(indices)]) if indices else ()
+    return tuple(slice(indices[begin], indices[end - 1] + 1) for begin, end in parts)

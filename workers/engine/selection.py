@@ -8,9 +8,9 @@ The vocabulary is looked at as a rectangle (folds, columns); token t is in colum
 axis is what CPUs vectorise, and sums of sums are more accurate than a running sum.
 """
 
-import functools
 import math
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Final, NamedTuple
 
 import mlx.core as mx
@@ -34,6 +34,7 @@ _NUCLEUS_CANDIDATES = (1 << _HALVINGS) - 1
 # Rounds after which less than 1e-6 of all rows have drawn nothing but tokens outside the nucleus.
 _ROUNDS: Final = ((0.87, 1), (0.5, 2), (0.2, 3), (0.05, 4), (0.0, 8))  # (top_p at least, rounds)
 _SMALL_TOP_K: Final = (64, 1024)
+_TIES_SHARE: Final = 4  # a quarter more tokens than top-k asks for are looked at: they may equal the last one
 
 
 class Kind(NamedTuple):
@@ -43,20 +44,21 @@ class Kind(NamedTuple):
     """
 
     top: int
-    has_top_p: bool
-    has_min_p: bool
     rounds: int
 
     @property
     def draws(self) -> int:
         """How many triples of uniform numbers a row needs."""
+        if self.top:
+            return 1
         return self.rounds * _NUCLEUS_CANDIDATES or _CANDIDATES
 
 
 class Truncation(NamedTuple):
     """The parameters of rows of one kind; each array is (rows, 1).
 
-    `scale` turns differences of logits into binary logarithms of probability ratios; `floor` is that of `min_p`.
+    `scale` turns differences of logits into binary logarithms of probability ratios; `floor` is that of `min_p`, minus
+    infinity for none. `top_p` is infinity for none. What no row `has` is left out, which changes nothing for any.
     """
 
     kind: Kind
@@ -64,15 +66,16 @@ class Truncation(NamedTuple):
     top_k: mx.array
     top_p: mx.array
     floor: mx.array
+    has_top_p: bool
+    has_min_p: bool
 
 
 def kind_of(params: SamplingParams, vocab_size: int) -> Kind:
     top = 0
     if 0 < params.top_k < vocab_size:
         top = next((bound for bound in _SMALL_TOP_K if params.top_k <= bound), vocab_size)
-    has_top_p = params.top_p < 1
-    rounds = next(rounds for least, rounds in _ROUNDS if params.top_p >= least) if has_top_p and not top else 0
-    return Kind(top, has_top_p, params.min_p > 0, rounds)
+    rounds = next(rounds for least, rounds in _ROUNDS if params.top_p >= least) if params.top_p < 1 and not top else 0
+    return Kind(top, rounds)
 
 
 def scale_of(temperature: float) -> float:
@@ -101,7 +104,7 @@ def _mixed(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return bits ^ (bits >> np.uint64(31))
 
 
-@functools.cache
+@cache
 def rectangle(vocab_size: int, folds: int) -> tuple[int, int]:
     """(folds, columns) near the wanted number of folds; holds some tokens more than the vocabulary if it has to."""
     near = range(max(1, folds // 2), 2 * folds + 1)
@@ -119,18 +122,21 @@ def select(logits: mx.array, truncation: Truncation, numbers: npt.NDArray[np.flo
     A row whose logits are not finite gets any token.
     """
     vocab_size, kind, uniform = logits.shape[-1], truncation.kind, mx.array(numbers)
-    folds, columns = _square(vocab_size)
-    if folds * columns > vocab_size:
-        logits = mx.pad(logits, [(0, 0), (0, folds * columns - vocab_size)], constant_values=-mx.inf)
-    highest = mx.max(logits.reshape(-1, folds, columns), axis=1)
-    peak = mx.max(highest, axis=-1, keepdims=True)
-    floor = _floor(logits, peak, truncation) if kind.top or kind.has_min_p else None
-    if kind.rounds:
-        scores = ((logits - peak) * truncation.scale).reshape(-1, folds, columns)
-        tokens = _nucleus_token(scores, highest, floor, truncation, uniform)
+    if kind.top:
+        tokens = _top_token(logits, truncation, uniform)
     else:
-        scores = ((logits - peak) * (truncation.scale * _MANTISSA)).reshape(-1, folds, columns)
-        tokens = _token(scores, None if floor is None else floor * _MANTISSA, uniform)
+        folds, columns = _square(vocab_size)
+        if folds * columns > vocab_size:
+            logits = mx.pad(logits, [(0, 0), (0, folds * columns - vocab_size)], constant_values=-mx.inf)
+        highest = mx.max(logits.reshape(-1, folds, columns), axis=1)
+        peak = mx.max(highest, axis=-1, keepdims=True)
+        floor = truncation.floor[:, :, None] if truncation.has_min_p else None
+        if kind.rounds:
+            scores = ((logits - peak) * truncation.scale).reshape(-1, folds, columns)
+            tokens = _nucleus_token(scores, highest, floor, truncation, uniform)
+        else:
+            scores = ((logits - peak) * (truncation.scale * _MANTISSA)).reshape(-1, folds, columns)
+            tokens = _token(scores, None if floor is None else floor * _MANTISSA, uniform)
     return mx.minimum(tokens.astype(mx.int32), vocab_size - 1)[:, 0]
 
 
@@ -157,13 +163,26 @@ def powers_of_two(scores: mx.array) -> mx.array:
     """
     if mx.default_device().type == mx.gpu:
         return mx.exp(scores * math.log(2))
+    power, rounded = _power_and_rounded(scores)
+    return _scaled(power.view(mx.int32), rounded.view(mx.int32)).view(mx.float32)
+
+
+@partial(mx.compile, shapeless=True)
+def _power_and_rounded(scores: mx.array) -> tuple[mx.array, mx.array]:
+    """2 to the power of what is left of the scores when they are rounded, and the scores + _ROUNDING."""
     scores = mx.maximum(scores, -127.0)
     rounded = scores + _ROUNDING
     fraction = scores - (rounded - _ROUNDING)
     power = fraction * _POWER_OF_TWO[0] + _POWER_OF_TWO[1]
     for coefficient in _POWER_OF_TWO[2:]:
         power = power * fraction + coefficient
-    return (power.view(mx.int32) + (rounded.view(mx.int32) << 23)).view(mx.float32)
+    return power, rounded
+
+
+@partial(mx.compile, shapeless=True)
+def _scaled(power: mx.array, rounded: mx.array) -> mx.array:
+    """The integer in the low bits of `rounded` added to the exponent of `power`; int32 views of both."""
+    return power + (rounded << 23)
 
 
 def powers_of_two_at_most(scores: mx.array) -> mx.array:
@@ -235,7 +254,7 @@ def _nucleus_token(
     token = _most_likely(scores, highest)
     for start in range(0, truncation.kind.draws, _NUCLEUS_CANDIDATES):
         tokens, weight = _candidates(weights, masses, uniform[:, start : start + _NUCLEUS_CANDIDATES], above)
-        ordered = _descending(weight)
+        ordered = -mx.sort(-weight, axis=-1)
         inside: mx.array = mx.zeros(limit.shape, dtype=mx.int32)  # so many of the ordered ones are known to be
         for step in (1 << halving for halving in reversed(range(_HALVINGS))):
             above = mx.take_along_axis(ordered, inside + (step - 1), axis=-1)[:, :, None]
@@ -256,45 +275,52 @@ def _most_likely(scores: mx.array, highest: mx.array) -> mx.array:
     return mx.argmax(block, axis=-1, keepdims=True) * scores.shape[2] + column
 
 
-def _floor(logits: mx.array, peak: mx.array, truncation: Truncation) -> mx.array:
-    """(rows, 1, 1): the lowest score within top-k, and of those within top-p, or the one that min-p allows.
+def _top_token(logits: mx.array, truncation: Truncation, uniform: mx.array) -> mx.array:
+    """(rows, 1): one of the `top_k` most likely tokens, of those one within top-p, of those one that min-p allows.
 
-    Min-p keeps what has at least `min_p` of the most likely token's probability (Nguyen et al. 2024).
+    Min-p keeps what has at least `min_p` of the most likely token's probability (Nguyen et al. 2024). Ties at a border
+    stay in, as far as they are among the tokens that are looked at.
     """
-    kind, top_k = truncation.kind, truncation.top_k
-    if not kind.top:
-        return truncation.floor[:, :, None]
-    scores = (_largest(logits, kind.top) - peak) * truncation.scale
-    last = top_k - 1
-    if kind.has_top_p:
-        masses = mx.exp(scores * math.log(2))
+    best, tokens = _most_likely_ones(logits, truncation.kind.top + truncation.kind.top // _TIES_SHARE)
+    scores = (best - best[:, :1]) * truncation.scale
+    masses = powers_of_two(scores)
+    last = truncation.top_k - 1
+    if truncation.has_top_p:
         limit = truncation.top_p * mx.take_along_axis(mx.cumsum(masses, axis=-1), last, axis=-1)
         within = mx.sum(mx.cumsum(masses, axis=-1, inclusive=False) < limit, axis=-1, keepdims=True)
         last = mx.minimum(last, mx.maximum(within - 1, 0))
-    return mx.maximum(truncation.floor, mx.take_along_axis(scores, last, axis=-1))[:, :, None]
+    floor = mx.maximum(truncation.floor, mx.take_along_axis(scores, last, axis=-1))
+    return mx.take_along_axis(tokens, _choice(masses * (scores >= floor), uniform[:, 0, :1], axis=1), axis=-1)
 
 
-def _largest(logits: mx.array, count: int) -> mx.array:
-    """The `count` largest logits of each row, in descending order; they lie in the columns with the highest maxima."""
+def _most_likely_ones(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The `count` largest logits of each row, in descending order, and their tokens: (rows, count) each.
+
+    They lie in the columns with the highest maxima.
+    """
     rows, size = logits.shape
     folds, columns = rectangle(size, max(1, math.isqrt(size) // 5))
+    column = None
     if folds * columns == size and 2 * count < columns:
         logits = logits.reshape(rows, folds, columns)
-        highest = _numbers(mx.max(logits, axis=1))
-        best = mx.argpartition(highest, columns - count, axis=-1)[:, columns - count :]
-        logits = mx.take_along_axis(logits, best[:, None], axis=2).reshape(rows, -1)
+        column = _largest(mx.max(logits, axis=1), count)
+        logits = mx.take_along_axis(logits, column[:, None], axis=2).reshape(rows, -1)
+    places = None
     if count < logits.shape[-1]:
-        logits = mx.topk(_numbers(logits), count, axis=-1)
-    return _descending(logits)
+        places = _largest(logits, count)
+        logits = mx.take_along_axis(logits, places, axis=-1)
+    order = mx.argsort(-logits, axis=-1)
+    places = order if places is None else mx.take_along_axis(places, order, axis=-1)
+    tokens = places.astype(mx.int32)
+    if column is not None:
+        tokens = tokens // count * columns + mx.take_along_axis(column.astype(mx.int32), tokens % count, axis=-1)
+    return mx.take_along_axis(logits, order, axis=-1), tokens
 
 
-def _descending(values: mx.array) -> mx.array:
-    return -mx.sort(-_numbers(values), axis=-1)
-
-
-def _numbers(values: mx.array) -> mx.array:
-    """NaN becomes -inf: it has no place in an order."""
-    return mx.where(values == values, values, -mx.inf)
+def _largest(values: mx.array, count: int) -> mx.array:
+    """(rows, count): where each row's largest values are, in no order."""
+    size = values.shape[-1]
+    return mx.argpartition(values, size - count, axis=-1)[:, size - count :]
 
 
 def truncation_of(params: Sequence[SamplingParams], kind: Kind) -> Truncation:
@@ -307,6 +333,8 @@ def truncation_of(params: Sequence[SamplingParams], kind: Kind) -> Truncation:
         kind,
         scale=column([scale_of(p.temperature) for p in params]),
         top_k=mx.array(np.array([p.top_k for p in params], dtype=np.int32)[:, None]),
-        top_p=column([p.top_p for p in params]),
+        top_p=column([p.top_p if p.top_p < 1 else math.inf for p in params]),
         floor=column([math.log2(p.min_p) if p.min_p > 0 else -math.inf for p in params]),
+        has_top_p=any(p.top_p < 1 for p in params),
+        has_min_p=any(p.min_p > 0 for p in params),
     )

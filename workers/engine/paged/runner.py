@@ -49,8 +49,8 @@ class Built:
     """Graphs of one step.
 
     `stages` are evaluated one after the other, and let go of one by one: whoever still holds what a stage has written
-    makes MLX copy it in the next. `batch` is set, and `flight` is not, where tokens cannot be drawn before masks are
-    known.
+    makes MLX copy it in the next. `batch` is what tokens will be drawn from; `flight` is set where it waits for a later
+    call, until which rows may go.
     """
 
     stages: deque[list[mx.array]] = field(default_factory=deque)
@@ -171,22 +171,24 @@ class PagedRunner:
         self._times = Times()
         began_s = time.perf_counter()
         if self._held_back is not None:
-            self._dispatch(self._held_back)
+            self._dispatch(self._held_back, None)
         tokens: list[RowToken] = []
         guesses, flight = self._speculation, self._flight
         if guesses is not None and flight is not None and (flight.drafts or guesses.pays(flight.rows)):
-            tokens = self._read()
+            tokens = self._take_all(self._landed())
             guesses.guess([row for row in self._planner.decoding if row.draws_left])
         if self._stored is not None:
             self._exchange(self._stored)
         planning_s = time.perf_counter()
         plan = self._planner.plan()
         built = self._build(plan)
-        self._times.plan_ms = 1000 * (time.perf_counter() - planning_s) - self._times.sample_ms
-        tokens = tokens or self._read()
-        self._held_back = built
-        if not (tokens and plan.forwards):
-            self._dispatch(built)
+        self._times.plan_ms = 1000 * (time.perf_counter() - planning_s)
+        landed = self._landed()
+        if plan.forwards and (tokens or landed):
+            tokens += self._take_all(landed)
+            self._held_back, built.flight = built, self._draw(built.batch)
+        else:
+            tokens += self._dispatch(built, landed)
         self._count_times(time.perf_counter() - began_s)
         return tokens
 
@@ -217,18 +219,16 @@ class PagedRunner:
         for row in plan.joined:
             self._sampler.add(row.id, row.prompt, row.end_ids, row.output_ids)
         if plan.decode:
-            batch = self._forwards.decode(plan, self._flight)
-            if self._guides is not None and any(row.guide is not None for row in batch.rows):
-                built.batch = batch
-                built.stages.append([batch.logits, *self._model.pools()])
-            else:
-                built.flight = self._draw(batch)
-                built.stages.append([*built.flight.drawn.arrays, *self._model.pools()])
+            built.batch = self._forwards.decode(plan, self._flight)
+            built.stages.append([built.batch.logits, *self._model.pools()])
         return built
 
-    def _draw(self, batch: Batch, allowed: Masks | None = None) -> Flight:
+    def _draw(self, batch: Batch | None) -> Flight | None:
+        if batch is None:
+            return None
         began_s = time.perf_counter()
         rows = batch.rows
+        allowed = self._masks(batch) if any(row.guide is not None for row in rows) else None
         drawn = self._sampler.draw(batch.logits, batch.draws, allowed)
         if not batch.has_drafts:
             self._sampler.advance([row.id for row in rows], drawn.tokens)
@@ -237,24 +237,23 @@ class PagedRunner:
         self._times.sample_ms += 1000 * (time.perf_counter() - began_s)
         return Flight(rows, [row.drafts for row in rows] if batch.has_drafts else [], drawn)
 
-    def _dispatch(self, built: Built) -> None:
-        """Hand the step over. Where masks are needed, they are made while the forward runs."""
+    def _dispatch(self, built: Built, landed: Flight | None) -> list[RowToken]:
+        """Hand the forwards over. While they run, rows take the tokens of the step that has `landed`, masks of grammars
+        are made, and what draws from the last forward is built."""
         self._held_back = None
         while built.stages:
             if self._waits_for_stages:
                 mx.synchronize()
             mx.async_eval(built.stages.popleft())  # type: ignore[no-untyped-call]
-        if built.batch is not None:
-            began_s = time.perf_counter()
-            masks = self._masks(built.batch)
-            self._times.sample_ms += 1000 * (time.perf_counter() - began_s)
-            built.flight = self._draw(built.batch, masks)
-            mx.async_eval(built.flight.drawn.arrays)  # type: ignore[no-untyped-call]
-        self._flight = built.flight
-        if built.flight is None:
+        tokens = self._take_all(landed)
+        self._flight = built.flight or self._draw(built.batch)
+        if self._flight is not None and self._flight.drawn.is_short:
+            mx.async_eval(self._flight.drawn.arrays)  # type: ignore[no-untyped-call]
+        if self._flight is None:
             self._read_s = 0.0
         self._has_read_prompts = bool(built.plan.forwards)
         self._planner.settle(built.plan)
+        return tokens
 
     def _masks(self, batch: Batch) -> Masks:
         """By the index of the draw: what the guides of its rows allow, which have accepted all that was read."""
@@ -274,13 +273,19 @@ class PagedRunner:
         self._guides.fill_masks(guides, masks, drafts)
         return dict(zip(places, masks, strict=True))
 
-    def _read(self) -> list[RowToken]:
-        """Wait for the running step and take its tokens; those of rows that have gone meanwhile are lost."""
+    def _landed(self) -> Flight | None:
+        """The running step, if there is one, with its tokens: the only wait."""
         flight, self._flight = self._flight, None
+        if flight is not None:
+            mx.eval(flight.drawn.arrays)
+            self._time_reading(flight)
+        return flight
+
+    def _take_all(self, flight: Flight | None) -> list[RowToken]:
+        """The tokens of a step that has landed; those of rows that have gone meanwhile are lost."""
         if flight is None:
             return []
         ids, finite = np.asarray(flight.drawn.tokens).tolist(), np.asarray(flight.drawn.finite)
-        self._time_reading(flight)
         tokens: list[RowToken] = []
         first = 0
         for place, row in enumerate(flight.rows):
