@@ -45,7 +45,10 @@ class Bench:
         return [Request(prompt_ids=self.ids(chooser, prompt_tokens), output_tokens=output_tokens) for _ in range(rows)]
 
     def ours(self, rows: int, requests: Sequence[Request] = (), *, shared_tokens: int = 0) -> MakeSide:
-        """With a cache that is just large enough for the longest `rows` of these requests."""
+        """With a cache for `rows` of these requests of average length, or of the size that a node would give it.
+
+        Where more is needed, rows wait or are preempted, which is part of the time that is measured.
+        """
         blocks = blocks_for(requests, rows, shared_tokens=shared_tokens) if requests else None
         return partial(engine_side, self.loaded, rows, blocks)
 

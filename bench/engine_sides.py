@@ -1,6 +1,8 @@
 """The contestants: our engine, mlx-lm's `BatchGenerator`, and the bare loop over a fixed batch, all stepped alike."""
 
 import copy
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -105,10 +107,9 @@ class EngineSide:
 
 
 def blocks_for(requests: Sequence[Request], rows: int, *, shared_tokens: int = 0) -> int:
-    """As many blocks as the longest `rows` requests need at once, the first `shared_tokens` of all prompts once."""
+    """As many blocks as `rows` of these requests need on the average, the first `shared_tokens` of all prompts once."""
     own = [len(request.prompt_ids) - shared_tokens + request.output_tokens for request in requests]
-    longest = sorted(own, reverse=True)[:rows]
-    return sum(-(-tokens // BLOCK_TOKENS) + 1 for tokens in longest) + shared_tokens // BLOCK_TOKENS
+    return rows * (math.ceil(statistics.fmean(own) / BLOCK_TOKENS) + 1) + shared_tokens // BLOCK_TOKENS
 
 
 def engine_side(

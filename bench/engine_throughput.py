@@ -18,11 +18,12 @@ def log_uniform(chooser: random.Random, low: int, high: int) -> int:
 
 
 def steady(bench: Bench) -> Iterator[Result]:
-    """A full batch of equal prompts that decodes on and on."""
+    """A full batch of equal prompts that decodes on and on, in a cache that has no room for anything else."""
     rows = bench.rows
     requests = bench.alike(rows, 128)
     generator = partial(GeneratorSide, bench.loaded, rows, prefill_rows=rows)
-    turned = take_turns(bench.ours(rows), generator, (requests, requests), turns=bench.turns)
+    ours = bench.ours(rows, bench.alike(rows, 128, 8 * (bench.turns + 3)))
+    turned = take_turns(ours, generator, (requests, requests), turns=bench.turns)
     yield bench.turned("steady16", Goal(1.0), turned, requests, "BatchGenerator")
     requests = bench.alike(rows, 128, 64)
     yield bench.memory("steady16", race(bench.ours(rows, requests), generator, requests, runs=1))

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_lm.models import base
 
 from workers.engine.paged.copies import WorkingCopies
-from workers.engine.paged.host import FEW_SCORES, LOG2_E, exp2, host_attention
+from workers.engine.paged.host import FEW_SCORES, LOG2_E, after, exp2, host_attention
 from workers.engine.paged.layout import ForwardLayout
 from workers.engine.paged.pools import JoinedPool, KvPool, Sides
 from workers.engine.paged.sight import Mask, Sight
@@ -194,7 +194,7 @@ class GatherReader:
             new, copies = pool.write(layout, keys, values).keys, [None] * len(groups)
         outputs: list[mx.array] = []
         for group, copy in zip(groups, copies, strict=True):
-            own = queries if len(groups) == 1 else queries[group.slice]
+            own = after(outputs[-1:], queries if len(groups) == 1 else queries[group.slice])
             if copy is not None and isinstance(pool, JoinedPool):
                 sides, sight = copy.read(pool, new if len(groups) == 1 else new[group.slice]), copy.sight
             else:

@@ -23,8 +23,10 @@ from workers.engine.paged.rounding import KV_BITS
 from workers.engine.paged.state import StatePool
 
 HostArrays: TypeAlias = "dict[str, np.ndarray[Any, np.dtype[Any]]]"
-# What a model's code may raise when its cache is not the one that it was written for.
 COPY_SHARE = 0.25  # of the pools' bytes, for copies of what is decoded
+SCRATCH_SHARE = 0.125  # of the pools' bytes, for what a forward on a CPU needs while it is computed
+LEAST_SCRATCH_BYTES = 8 << 20
+# What a model's code may raise when its cache is not the one that it was written for.
 MODEL_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 PROBE_ROWS = 13  # unlike any number of heads, so that a mask broadcast along a wrong axis is an error
 # Architectures whose output is wrong over any batched cache, by their module in mlx-lm; the probe cannot see why.
@@ -65,6 +67,7 @@ class PagedModel:
             raise CannotPage(f"keys and values of {kv_bits} bits: it is {KV_BITS}, or the model's own precision")
         self.blocks, self.block_tokens, self.state_slots, self.kv_bits = blocks, block_tokens, state_slots, kv_bits
         self._model = model
+        self._on_host = mx.default_device() == mx.Device(mx.cpu)
         self._layers: list[PagedLayer] = []
         self._entries: list[int] = []  # arrays per recurrent layer
         self._state_shapes: list[tuple[int, ...]] | None = None
@@ -80,6 +83,7 @@ class PagedModel:
         found = self._probe()
         limit_bytes = COPY_SHARE * self.block_bytes * blocks if copy_bytes is None else copy_bytes
         self._reader: AttentionReader = GatherReader(blocks, int(limit_bytes))
+        self._scratch_bytes = max(LEAST_SCRATCH_BYTES, int(SCRATCH_SHARE * self.block_bytes * blocks))
         for layer, window in found.items() if direct else ():
             layer.make_direct(self._reader, window)
         for layer in self._layers:
@@ -141,6 +145,20 @@ class PagedModel:
         """
         pools = [copy(stored.array) for stored in self._stored.values()]
         return pools + self._reader.arrays() + self._state.arrays()
+
+    def dispatch(self, arrays: list[mx.array]) -> None:
+        """Hand over what was built. On a CPU this returns when most of it is done.
+
+        There MLX takes an operation's memory when it queues it, some fifty operations ahead of the one that runs.
+        Under a limit it queues fewer while there is more than that.
+        """
+        own_limit = mx.get_active_memory() + self._scratch_bytes
+        limit_bytes = mx.set_memory_limit(own_limit) if self._on_host else 0
+        try:
+            mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+        finally:
+            if self._on_host:
+                mx.set_memory_limit(limit_bytes)
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int], tokens: Sequence[int]) -> None:
         """Give the first tokens of each target what they are in its source; lazy, behind what was built before."""

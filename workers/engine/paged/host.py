@@ -2,8 +2,8 @@
 
 MLX computes exponentials one number after the other on x86, also of scores that a mask takes away, and reads the keys
 once for every query head. Here a polynomial that the compiler can vectorize is used, as exact as MLX's own; chunks of
-a prompt are taken in pieces, so that most of what a causal mask excludes is not computed; and query heads that share
-keys are one matrix.
+a prompt are taken in pieces, one after the other, so that most of what a causal mask excludes is not computed and all
+of it needs little memory; and query heads that share keys are one matrix.
 """
 
 import math
@@ -14,6 +14,7 @@ from workers.engine.paged.sight import Sight
 
 LOG2_E = math.log2(math.e)
 PIECE_TOKENS = 64
+PIECE_SCORES = 1 << 18  # at once: what the operations between two products hand each other stays in the cache
 FEW_SCORES = 12_000  # below that the many small operations cost more than they save
 _ROUNDING = 1.5 * 2**23  # a float32 plus this has its nearest integer in its low bits
 _SMALLEST = -126.0
@@ -55,6 +56,14 @@ def exp2(x: mx.array) -> mx.array:
     return mx.view(bits, mx.float32)
 
 
+def after(before: list[mx.array], array: mx.array) -> mx.array:
+    """`array`, but what is computed from it waits for `before`.
+
+    MLX evaluates breadth first: parts that do not need each other would all have their memory at the same time.
+    """
+    return mx.depends(array, before) if before else array
+
+
 def host_attention(
     queries: mx.array, keys: mx.array, values: mx.array, sight: Sight, scale: float, sinks: mx.array | None
 ) -> mx.array:
@@ -64,11 +73,20 @@ def host_attention(
     heads = keys.shape[1]
     split = (queries * (scale * LOG2_E)).reshape(rows, heads, query_heads // heads, tokens, width)
     sink = None if sinks is None else (sinks * LOG2_E).reshape(1, heads, -1, 1, 1)
-    outputs = []
+    before: list[mx.array] = []
+    outputs: list[mx.array] = []
     for first, last, low, high, bias in sight.pieces(PIECE_TOKENS):
         some = split if last - first == tokens else split[:, :, :, first:last]
         span = slice(low - sight.low, high - sight.low)
-        outputs.append(_attend_piece(some, keys[:, :, span], values[:, :, span], bias, sink))
+        at_once = max(1, PIECE_SCORES // (query_heads * (last - first) * (high - low)))
+        parts: list[mx.array] = []
+        for begin in range(0, rows, at_once):
+            part = slice(begin, begin + at_once)
+            own_bias = bias if bias is None or bias.shape[0] == 1 else bias[part]
+            own = after(before, some if rows <= at_once else some[part])
+            before = [_attend_piece(own, keys[part, :, span], values[part, :, span], own_bias, sink)]
+            parts += before
+        outputs.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0))
     output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=3)
     return output.reshape(rows, query_heads, tokens, -1)
 

@@ -244,7 +244,7 @@ class PagedRunner:
         while built.stages:
             if self._waits_for_stages:
                 mx.synchronize()
-            mx.async_eval(built.stages.popleft())  # type: ignore[no-untyped-call]
+            self._model.dispatch(built.stages.popleft())
         tokens = self._take_all(landed)
         self._flight = built.flight or self._draw(built.batch)
         if self._flight is not None and self._flight.drawn.is_short:

@@ -12,7 +12,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from bench.tiny_models import tiny_model
 from workers.engine.paged import attention
 from workers.engine.paged.attention import GatherReader, cascade
-from workers.engine.paged.host import exp2, host_attention
+from workers.engine.paged.host import PIECE_TOKENS, exp2, host_attention
 from workers.engine.paged.layout import ForwardLayout, Group, Span, arrange_rows
 from workers.engine.paged.pools import KvPool, Sides, make_pool
 from workers.engine.paged.sight import Sight
@@ -67,6 +67,40 @@ def test_attention_on_the_host_is_attention(
     )
     for row, count in enumerate(counts):
         assert furthest(got[row, :, :count], expected[row, :, :count]) < TOLERANCE
+
+
+def long_prompt(rows: int) -> tuple[mx.array, mx.array, mx.array, Sight]:
+    """Queries, keys, values and sight of rows in which 256 tokens follow 768."""
+    mx.random.seed(1)
+    starts = ints(*[768] * rows)
+    queries = mx.random.normal((rows, 8, 256, 32))
+    keys, values = (mx.random.normal((rows, 2, 1024, 32)) for _ in range(2))
+    mx.eval(queries, keys, values)
+    return queries, keys, values, Sight(starts, starts + 256, ints(*[0] * rows), 256, None)
+
+
+def test_a_row_gets_the_same_bits_with_others_and_alone() -> None:
+    queries, keys, values, sight = long_prompt(3)
+    together = host_attention(queries, keys, values, sight, 0.4, None)
+    for row in range(3):
+        own = slice(row, row + 1)
+        alone = host_attention(queries[own], keys[own], values[own], long_prompt(1)[3], 0.4, None)
+        assert mx.array_equal(together[own], alone)
+
+
+def test_pieces_of_a_prompt_take_turns_with_their_memory() -> None:
+    queries, keys, values, sight = long_prompt(4)
+    piece_bytes = 8 * 64 * 1024 * 4  # of one row's scores
+    mx.eval([piece.bias for piece in sight.pieces(PIECE_TOKENS) if piece.bias is not None])
+    mx.synchronize()
+    before_bytes = mx.get_active_memory()
+    limit_bytes = mx.set_memory_limit(before_bytes)  # so that no more is queued than runs
+    try:
+        mx.reset_peak_memory()
+        mx.eval(host_attention(queries, keys, values, sight, 0.4, None))
+        assert mx.get_peak_memory() - before_bytes < 9 * piece_bytes  # there are 16 of them
+    finally:
+        mx.set_memory_limit(limit_bytes)
 
 
 class Layer:

@@ -217,6 +217,24 @@ def test_stages_built_together_and_run_one_by_one_copy_no_pool(large: Rows) -> N
     assert peak_bytes(run) < SMALL_BYTES
 
 
+def test_what_is_handed_over_is_queued_within_a_limit() -> None:
+    """A chain of operations that hold each other's inputs, as those of a forward do."""
+    model = paged(tiny_model("llama"))
+    before_bytes = mx.set_memory_limit(1 << 40)
+    wide, square = mx.ones((1 << 16, 16)), mx.ones((16, 16))
+    mx.eval(wide, square)
+
+    def chain() -> list[mx.array]:
+        last = wide
+        for _ in range(60):
+            last = last @ square
+        return [last]
+
+    assert peak_bytes(lambda: mx.eval(chain())) > 20 * wide.nbytes
+    assert peak_bytes(lambda: model.dispatch(chain())) < 10 * wide.nbytes
+    assert mx.set_memory_limit(before_bytes) == 1 << 40
+
+
 def test_blocks_are_copied_read_written_and_cleared_in_place(large: Rows) -> None:
     model = large.model
     blocks = large.rows[0].table[:2]
