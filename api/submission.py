@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from ulid import ULID
@@ -42,9 +42,9 @@ class Accepted:
 async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> NewJob:
     """Everything before the queue. Raises ApiError, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable."""
     route = choose(node.rules.current, model=draft.model, lane=call.lane or draft.lane)
-    card = await node.catalog.get(route.model)
+    card, adapter = await node.catalog.find(route.model)
     prompts = await node.formats.get(card)
-    request = await draft.request(card, prompts, route.lane)
+    request = replace(await draft.request(card, prompts, route.lane), adapter=adapter)
     key = call.idempotency_key
     return NewJob(
         id=_job_id(node.settings.shards, call.caller.tenant, key),

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.adapters import write_adapter
 from bench.engine_bench import Bench, Scenario
 from bench.engine_measure import percentile, race, take_turns
 from bench.engine_report import Goal, Result
@@ -144,6 +145,29 @@ def json_schema(bench: Bench) -> Iterator[Result]:
     yield bench.turned("JSON-schema rows, to free ones", Goal(1.1, at_least=False), turned, None, "with a schema")
 
 
+def adapters(bench: Bench) -> Iterator[Result]:
+    """Rows over four adapters, and over one of them, against as many plain rows of the same engine; and these against
+    the same rows of a model without adapters.
+
+    The adapters have mlx-lm's default size: rank 8 in all linear layers of the last 16 blocks.
+    """
+    path = str(bench.loaded.info.path)
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {
+            name: write_adapter(Path(folder) / name, load_model(path).model, rank=8, layers=16, seed=seed)
+            for seed, name in enumerate("abcd")
+        }
+        used = replace(bench, loaded=load_model(path, adapters=folders))
+    plain = used.alike(bench.rows, 64)
+    for said, names in (("four adapters", "abcd"), ("one adapter", "a")):
+        asked = [replace(request, adapter=names[row % len(names)]) for row, request in enumerate(plain)]
+        turned = take_turns(used.ours(bench.rows), used.ours(bench.rows), (plain, asked), turns=bench.turns)
+        goal = Goal(1.25, at_least=False)
+        yield used.turned(f"rows over {said}, to plain ones", goal, turned, None, "with adapters")
+    turned = take_turns(bench.ours(bench.rows), used.ours(bench.rows), (plain, plain), turns=bench.turns)
+    yield bench.turned("plain rows beside adapters", Goal(1.02, at_least=False), turned, plain, "beside adapters")
+
+
 def second_turn(bench: Bench) -> Iterator[Result]:
     """The time to the first token when a long conversation goes on, to that of its first turn.
 
@@ -216,6 +240,7 @@ FEATURES: Final[dict[str, Scenario]] = {
     "mixed-sampling": mixed_sampling,
     "speculation": speculation,
     "json-schema": json_schema,
+    "adapters": adapters,
     "second-turn": second_turn,
     "kv8": rounded_cache,
 }

@@ -44,6 +44,7 @@ class Request:
     output_tokens: int
     sampling: SamplingParams = GREEDY
     grammar: Grammar | None = None
+    adapter: str | None = None
     after_tokens: int = 0
 
 
@@ -90,6 +91,7 @@ class EngineSide:
             sampling=request.sampling,
             stop=stop,
             grammar=request.grammar,
+            adapter=request.adapter,
         )
         self._engine.submit(prompt)
 

@@ -67,6 +67,8 @@ def masked(value: Any) -> str:
     """A value for the screen: secrets and passwords in URLs are stars."""
     if isinstance(value, SecretStr):
         return "********"
+    if isinstance(value, dict):
+        value = ",".join(f"{name}={item}" for name, item in value.items())
     text = "" if value is None else str(value)
     if "://" in text:
         parts = urlsplit(text)

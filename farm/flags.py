@@ -44,6 +44,15 @@ Model = Annotated[
 ModelName = Annotated[
     str | None, typer.Option("--model-name", help="Name it is served under.", show_default="derived from the model")
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME=FOLDER",
+        help="A LoRA adapter, served as a model of its own; may be repeated.",
+        show_default="none",
+    ),
+]
 MaxSequences = Annotated[
     int | None, typer.Option("--max-sequences", help="Rows of the decoding batch.", show_default="32")
 ]
@@ -58,5 +67,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 def environment(params: Mapping[str, Any]) -> dict[str, str]:
-    """`{"max_sequences": 8, "host": None}` → `{"FARM_MAX_SEQUENCES": "8"}`: flags not given stay out."""
-    return {f"FARM_{name.upper()}": str(value) for name, value in params.items() if value is not None}
+    """`{"max_sequences": 8, "host": None}` → `{"FARM_MAX_SEQUENCES": "8"}`: flags not given stay out.
+
+    What was given several times is joined by commas.
+    """
+    given = {name: value for name, value in params.items() if value is not None and value not in ([], ())}
+    joined = {name: ",".join(value) if isinstance(value, list | tuple) else value for name, value in given.items()}
+    return {f"FARM_{name.upper()}": str(value) for name, value in joined.items()}

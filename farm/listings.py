@@ -9,7 +9,7 @@ from farm import flags, output
 from farm.client import Client
 
 MODEL_COLUMNS = (
-    *("name", "state", "engine", "context_tokens", "parameters", "running", "waiting"),
+    *("name", "state", "adapters", "engine", "context_tokens", "parameters", "running", "waiting"),
     *("used_blocks", "cached_blocks", "total_blocks", "prefix_hit_rate", "workers"),
 )
 WORKER_COLUMNS = ("worker", "model", "engine", "host", "pid", "jobs", "running", "waiting", "tokens_per_s")
@@ -21,8 +21,9 @@ def ls(as_json: flags.Json = False) -> None:
     if as_json:
         output.as_json(answer)
         return
-    rows = [[model["id"], model.get("owned_by"), model.get("max_model_len")] for model in rows_of(answer)]
-    output.table(["model", "owner", "context"], rows)
+    names = ("id", "parent", "owned_by", "max_model_len")
+    rows = [[_cell(model.get(name)) for name in names] for model in rows_of(answer)]
+    output.table(["model", "adapter of", "owner", "context"], rows)
 
 
 def ps(as_json: flags.Json = False) -> None:

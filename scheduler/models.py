@@ -11,8 +11,10 @@ import difflib
 import hashlib
 import time
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import msgpack
 from redis.asyncio import Redis
@@ -29,7 +31,10 @@ FRESH_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What an API node must know of a model to render, count and bound a prompt without its files."""
+    """What an API node must know of a model to render, count and bound a prompt without its files.
+
+    `adapters` are names that can be asked for like a model's.
+    """
 
     name: str
     created_s: int
@@ -49,6 +54,14 @@ class ModelCard:
     parameters: int
     weight_bytes: int
     state: str = "loaded"
+    adapters: tuple[str, ...] = ()
+
+
+class Served(NamedTuple):
+    """Who serves a name: a model, with one of its adapters where the name is that one's."""
+
+    card: ModelCard
+    adapter: str | None = None
 
 
 class ModelCatalog:
@@ -111,12 +124,22 @@ class ModelCatalog:
 
     async def get(self, name: str) -> ModelCard:
         """A model's card, up to FRESH_S old. Raises UnknownModel, with the nearest names, when nobody serves it."""
-        cards = {card.name: card for card in await self._cards_since(time.monotonic() - FRESH_S)}
-        if name not in cards:  # it may have come since
-            cards = {card.name: card for card in await self._cards_since(time.monotonic())}
-        if name not in cards:
-            raise UnknownModel(name, difflib.get_close_matches(name, cards, n=3, cutoff=0.4))
-        return cards[name]
+        served = await self.find(name)
+        if served.adapter is not None:
+            raise UnknownModel(name, [served.card.name])
+        return served.card
+
+    async def find(self, name: str) -> Served:
+        """Who serves a name that may be an adapter's; as `get` otherwise.
+
+        A model goes before an adapter of the same name; of two models' adapters, that of the first model by name.
+        """
+        served = _by_name(await self._cards_since(time.monotonic() - FRESH_S))
+        if name not in served:  # it may have come since
+            served = _by_name(await self._cards_since(time.monotonic()))
+        if name not in served:
+            raise UnknownModel(name, difflib.get_close_matches(name, served, n=3, cutoff=0.4))
+        return served[name]
 
     async def tokenizer_json(self, card: ModelCard) -> str:
         """The tokenizer file of a model; kept in memory by its hash. Raises UnknownModel when it has expired."""
@@ -134,6 +157,11 @@ class ModelCatalog:
 
     async def _forget(self, names: list[str]) -> None:
         await self._redis.srem("farm:models", *names)  # type: ignore[misc]
+
+
+def _by_name(cards: Sequence[ModelCard]) -> dict[str, Served]:
+    adapters = {adapter: Served(card, adapter) for card in reversed(cards) for adapter in card.adapters}
+    return adapters | {card.name: Served(card) for card in cards}
 
 
 def tokenizer_hash(tokenizer_json: str) -> str:

@@ -44,6 +44,7 @@ class JobRequest:
     """The body of a job.
 
     `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones.
+    `adapter` names one of the model's adapters, None for the model as it is.
     `rendering` is the edge's own note on how to put the answer into the caller's protocol; the core never reads it.
     """
 
@@ -54,6 +55,7 @@ class JobRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stopping: Stopping
     logprobs: int | None = None
+    adapter: str | None = None
     rendering: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,6 +97,7 @@ class JobRequest:
             "n": self.n,
             "choices": self.choices,
             "logprobs": self.logprobs,
+            "adapter": self.adapter,
             **{key: value for key, value in field_values(self.sampling).items() if key != "logit_bias"},
             "logit_bias": len(self.sampling.logit_bias),
             "max_tokens": self.stopping.max_tokens,

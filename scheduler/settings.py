@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from scheduler.scripts import QueuePolicy
 
@@ -94,6 +100,9 @@ class WorkerSettings(FarmSettings):
 
     model: str = Field("demo", description="A folder, a Hugging Face id, or demo (bundled).")
     model_name: str = Field("", description="The name it is served under; empty: derived from `model`.")
+    adapters: Annotated[dict[str, Path], NoDecode] = Field(
+        {}, description="LoRA adapters, NAME=FOLDER,…; each is served as a model of its own."
+    )
     max_sequences: int = Field(32, ge=1, description="Rows of the decoding batch.")
     engine: Literal["auto", "paged", "batch", "serial"] = Field(
         "auto", description="What computes: our paged cache, mlx-lm's BatchGenerator, or one row at a time."
@@ -109,6 +118,22 @@ class WorkerSettings(FarmSettings):
     progress_limit_s: float = Field(
         120.0, gt=0, description="No engine step for this long while work is there: killed."
     )
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _named_folders(cls, given: Any) -> Any:
+        """From the words of a variable or a flag; a TOML file has a table."""
+        if not isinstance(given, str):
+            return given
+        folders: dict[str, str] = {}
+        for item in filter(None, given.split(",")):
+            name, equals, folder = item.partition("=")
+            if not (name and equals and folder):
+                raise ValueError(f"{item!r} is not NAME=FOLDER")
+            if name in folders:
+                raise ValueError(f"two adapters are named {name!r}")
+            folders[name] = folder
+        return folders
 
 
 class SchedulerSettings(FarmSettings):

@@ -284,6 +284,7 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
         logprobs=request.logprobs,
         resume_ids=tuple(job.choices[index].token_ids),
         priority=PRIORITY[job.claimed.lane],
+        adapter=request.adapter,
     )
 
 

@@ -9,9 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import structlog
@@ -58,6 +59,7 @@ class EngineThread:
         max_sequences: int,
         backend: EngineBackend,
         paged: PagedOptions,
+        adapters: Mapping[str, Path],
         on_chunks: Callable[[list[Chunk]], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -65,6 +67,7 @@ class EngineThread:
         self._max_sequences = max_sequences
         self._backend = backend
         self._paged = paged
+        self._adapters = adapters
         self._on_chunks = on_chunks
         self._on_failure = on_failure
         self._commands: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
@@ -117,7 +120,11 @@ class EngineThread:
         try:
             _step_back()
             loaded = load_engine(
-                self._model, max_sequences=self._max_sequences, backend=self._backend, paged=self._paged
+                self._model,
+                max_sequences=self._max_sequences,
+                backend=self._backend,
+                paged=self._paged,
+                adapters=self._adapters,
             )
             self._info = loaded.info
             self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,16 @@ from scheduler.queue import Heartbeat, JobQueue, shard_key
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
 from workers.consumer import Consumer
-from workers.engine import BLAS, Chunk, EngineBackend, ModelError, ModelInfo, PagedOptions, StoreOptions
+from workers.engine import (
+    BLAS,
+    AdapterRefused,
+    Chunk,
+    EngineBackend,
+    ModelError,
+    ModelInfo,
+    PagedOptions,
+    StoreOptions,
+)
 from workers.engine_thread import EngineThread
 from workers.lease import Lease
 
@@ -57,6 +66,7 @@ class ModelProcess:
             max_sequences=settings.max_sequences,
             backend=EngineBackend(settings.engine),
             paged=paged_options(settings),
+            adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},
             on_chunks=self._on_chunks,
             on_failure=self._on_failure,
         )
@@ -72,8 +82,13 @@ class ModelProcess:
 
     async def run(self, stop: asyncio.Event) -> int:
         """Load, serve, drain; return the exit code. Raises ModelError when the model cannot be loaded."""
+        if self._name in self._settings.adapters:
+            raise AdapterRefused(f"adapter {self._name!r} has the name of its model: give one of them another name")
         info = await asyncio.to_thread(self._engine.start)
-        card = model_card(self._name, info, self._engine.stats.backend, self._engine.context_tokens)
+        card = replace(
+            model_card(self._name, info, self._engine.stats.backend, self._engine.context_tokens),
+            adapters=tuple(sorted(self._settings.adapters)),
+        )
         log.info("engine", backend=self._engine.description)
         self._lease.start()
         await self._lease.wait_registered()

@@ -9,7 +9,7 @@ import httpx2
 from scheduler.jobs import Lane
 from scheduler.routing import Match, Rule
 from tests.api.conftest import StartNode
-from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body
+from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body, make_card
 
 CHAT = "/v1/chat/completions"
 
@@ -20,6 +20,40 @@ async def test_models_are_listed_also_with_slashes(client: httpx2.AsyncClient, w
     assert (await client.get(f"/v1/models/{MODEL}")).json() == model
     missing = await client.get("/v1/models/tiny/modell")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_an_adapter_is_a_model_of_its_own_in_its_models_queue(
+    client: httpx2.AsyncClient, worker: ScriptedWorker, project: Callable[[], Awaitable[None]]
+) -> None:
+    await worker.announce(make_card(adapters=("poems", "tiny/sql")))
+    models = (await client.get("/v1/models")).json()["data"]
+    described = [(model["id"], model["root"], model["parent"], model["max_model_len"]) for model in models]
+    assert described == [(MODEL, MODEL, None, 400), ("poems", MODEL, MODEL, 400), ("tiny/sql", MODEL, MODEL, 400)]
+    assert (await client.get("/v1/models/tiny/sql")).json() == models[2]
+    [status] = (await client.get("/admin/models/status")).json()["data"]
+    assert status["adapters"] == ["poems", "tiny/sql"]
+
+    response = await client.post(CHAT, json=chat_body(model="poems"))
+    assert (response.status_code, response.json()["model"]) == (200, "poems")
+    assert (worker.requests[0].model, worker.requests[0].adapter) == (MODEL, "poems")
+    await project()
+    job = (await client.get(f"/v1/jobs/{response.headers['farm-job-id']}")).json()
+    assert (job["model_asked"], job["model"], job["params"]["adapter"]) == ("poems", MODEL, "poems")
+    await client.post(CHAT, json=chat_body())
+    assert worker.requests[1].adapter is None
+
+
+async def test_an_adapters_job_is_retried_with_it(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    await worker.announce(make_card(adapters=("poems",)))
+    accepted = await client.post(CHAT, json=chat_body(model="poems"), headers={"prefer": "respond-async"})
+    job_id = accepted.headers["farm-job-id"]
+    async with client.stream("GET", f"/v1/jobs/{job_id}/events") as events:
+        await events.aread()
+    again = await client.post(f"/v1/jobs/{job_id}/retry")
+    assert again.status_code == 202, again.text
+    async with client.stream("GET", f"/v1/jobs/{again.headers['farm-job-id']}/events") as events:
+        await events.aread()
+    assert [request.adapter for request in worker.requests] == ["poems", "poems"]
 
 
 async def test_models_and_workers_have_a_status(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:

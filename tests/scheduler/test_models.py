@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.errors import QueueUnavailable, UnknownModel
-from scheduler.models import CARD_TTL_S, ModelCatalog, tokenizer_hash
+from scheduler.models import CARD_TTL_S, ModelCatalog, Served, tokenizer_hash
 from scheduler.process import cancel_all
 from tests.conftest import RedisServer
 from tests.scheduler.builders import make_card
@@ -90,6 +90,22 @@ async def test_an_unknown_model_is_answered_with_the_nearest_names(redis: Redis)
     with pytest.raises(UnknownModel, match=r"'qwen3-8' is not served here. Did you mean 'qwen3-8b'") as caught:
         await catalog.get("qwen3-8")
     assert caught.value.nearest == ["qwen3-8b", "qwen3-4b"]
+
+
+async def test_an_adapter_is_found_by_its_name_with_its_model(redis: Redis) -> None:
+    catalog = ModelCatalog(redis)
+    base, other = make_card(adapters=("sql", "demo-2")), replace(make_card(), name="demo-2", adapters=("sql", "poems"))
+    for card in (base, other):
+        await catalog.publish(card, "{}")
+    assert await catalog.cards() == [base, other]
+    assert await catalog.find("demo") == Served(base, None)
+    assert await catalog.find("poems") == Served(other, "poems")
+    assert await catalog.find("sql") == Served(base, "sql")  # the first model's that has one of this name
+    assert await catalog.find("demo-2") == Served(other, None)  # a model's name is stronger
+    with pytest.raises(UnknownModel, match="Did you mean 'poems'"):
+        await catalog.find("poem")
+    with pytest.raises(UnknownModel, match="Did you mean 'demo-2'"):
+        await catalog.get("poems")
 
 
 async def test_a_tokenizer_that_has_expired_is_an_unknown_model(redis: Redis) -> None:

@@ -31,6 +31,7 @@ requests = st.builds(
         token_ids=st.lists(ints, max_size=3).map(tuple),
     ),
     logprobs=st.none() | st.integers(0, 20),
+    adapter=st.none() | text,
     rendering=st.dictionaries(text, text | ints | st.none()),
 )
 
@@ -62,9 +63,11 @@ def test_the_record_of_parameters_holds_no_text_and_no_prompt() -> None:
         prompts=((77_777,),),
         stopping=Stopping(max_tokens=5, strings=("secret",), token_ids=(1,)),
         sampling=Sampling(logit_bias=((1, 2.0),)),
+        adapter="poems",
         rendering={"secret": 1},
     )
     params = request.params()
     assert "secret" not in repr(params)
     assert "77777" not in repr(params)
     assert (params["stop"], params["logit_bias"], params["max_tokens"]) == (2, 1, 5)
+    assert params["adapter"] == "poems"

@@ -79,3 +79,27 @@ def test_the_bits_of_the_cache_are_8_or_the_models_own(monkeypatch: pytest.Monke
         monkeypatch.setenv("FARM_KV_BITS", wrong)
         with pytest.raises(ValidationError, match="kv_bits"):
             WorkerSettings()
+
+
+def test_adapters_are_named_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert WorkerSettings().adapters == {}
+    (tmp_path / "farm.toml").write_text('[adapters]\nsql = "/models/a,b"\n')
+    assert WorkerSettings().adapters == {"sql": Path("/models/a,b")}
+    monkeypatch.setenv("FARM_ADAPTERS", "sql=/models/sql,poems=~/poems=1")
+    assert WorkerSettings().adapters == {"sql": Path("/models/sql"), "poems": Path("~/poems=1")}
+    monkeypatch.setenv("FARM_ADAPTERS", "")
+    assert WorkerSettings().adapters == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("/models/sql", "is not NAME=FOLDER"),
+        ("sql=", "is not NAME=FOLDER"),
+        ("a=/1,a=/2", "two adapters are named 'a'"),
+    ],
+)
+def test_other_words_for_adapters_are_refused(given: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_ADAPTERS", given)
+    with pytest.raises(ValidationError, match=said):
+        WorkerSettings()

@@ -8,6 +8,7 @@ from workers.engine.backend import BLAS, Backend, installed_backend, load_blas
 from workers.engine.choosing import EngineBackend, LoadedEngine, PagedOptions, StoreOptions, load_engine, make_engine
 from workers.engine.engine import Engine, EngineStats
 from workers.engine.errors import (
+    AdapterRefused,
     BatchOrderLost,
     ConfigMissing,
     EngineClosed,
@@ -33,6 +34,7 @@ from workers.engine.sequence import (
 
 __all__ = [
     "BLAS",
+    "AdapterRefused",
     "Backend",
     "BatchOrderLost",
     "Chunk",

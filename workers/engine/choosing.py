@@ -1,7 +1,7 @@
 """From a loaded model to an engine: which runner serves it, and how much memory its cache may take."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -88,19 +88,21 @@ def load_engine(
     max_waiting: int = 1024,
     prefill_step_tokens: int | None = None,
     shown_special_tokens: tuple[str, ...] = (),
+    adapters: Mapping[str, Path] | None = None,
     backend: EngineBackend = EngineBackend.AUTO,
     paged: PagedOptions = PagedOptions(),
 ) -> LoadedEngine:
     """Load a model (a folder or a Hugging Face id) and make an engine for it, in the thread that will run it.
 
     `prefill_step_tokens` is what one step reads of prompts (default: 512 on CPU, 2048 on GPU); see `make_engine`.
-    `shown_special_tokens` appear in the text in addition to the marks of thinking and tool calls.
+    `shown_special_tokens` appear in the text in addition to the marks of thinking and tool calls. `adapters` are LoRA
+    folders in mlx-lm's layout, by the name that prompts ask for.
     Raises `ModelError`.
     """
     installed = installed_backend()
     if installed is Backend.CPU:
         mx.set_cache_limit(CPU_CACHE_LIMIT_BYTES)
-    loaded = load_model(model, shown_special_tokens=shown_special_tokens)
+    loaded = load_model(model, shown_special_tokens=shown_special_tokens, adapters=adapters)
     engine = make_engine(
         loaded,
         max_sequences=max_sequences,
@@ -167,6 +169,7 @@ def _open_paged(
 ) -> Choice:
     info, size = loaded.info, options.block_tokens
     sample = PagedModel(loaded.model, blocks=2, block_tokens=size, state_slots=1, kv_bits=options.kv_bits)
+    root = root_hash(info.model_type)
     needs = CacheNeeds(
         block_tokens=size,
         block_bytes=sample.block_bytes,
@@ -180,7 +183,14 @@ def _open_paged(
     if options.shares_prefixes and sample.has_state:
         snapshots = snapshot_slots(slot_bytes=sample.slot_bytes, blocks=blocks, block_bytes=sample.block_bytes)
     slots = max_sequences + snapshots if sample.has_state else 0
-    pages = open_pages(loaded.model, blocks=blocks + 1, block_tokens=size, state_slots=slots, kv_bits=options.kv_bits)
+    pages = open_pages(
+        loaded.model,
+        blocks=blocks + 1,
+        block_tokens=size,
+        state_slots=slots,
+        kv_bits=options.kv_bits,
+        adapters=loaded.adapters,
+    )
     limits = PlanLimits(
         rows=max_sequences,
         step_tokens=step_tokens,
@@ -191,7 +201,8 @@ def _open_paged(
         pages,
         vocab_size=info.vocab_size,
         limits=limits,
-        root=root_hash(info.model_type),
+        root=root,
+        adapter_roots={name: root_hash(root, digest) for name, digest in loaded.adapters.digests.items()},
         snapshots=snapshots,
         shares_prefixes=options.shares_prefixes,
         speculates=options.speculates,
@@ -222,6 +233,8 @@ def _open_store(options: StoreOptions, model: Path, pages: PagedModel) -> Prefix
 
 def _batch(loaded: LoadedModel, max_sequences: int, step_tokens: int) -> Choice | str:
     info = loaded.info
+    if loaded.adapters:
+        return "BatchGenerator cannot be told which row has which adapter"
     if not is_batchable(loaded.model, info.model_type):
         return f"mlx-lm does not batch {info.model_type} correctly"
     runner = BatchRunner(
@@ -231,7 +244,12 @@ def _batch(loaded: LoadedModel, max_sequences: int, step_tokens: int) -> Choice 
 
 
 def _serial(loaded: LoadedModel, step_tokens: int) -> Choice:
-    runner = SerialRunner(loaded.model, vocab_size=loaded.info.vocab_size, prefill_step_tokens=step_tokens)
+    runner = SerialRunner(
+        loaded.model,
+        vocab_size=loaded.info.vocab_size,
+        prefill_step_tokens=step_tokens,
+        adapters=loaded.adapters,
+    )
     return Choice(runner, "mlx-lm's generate_step, one row at a time")
 
 

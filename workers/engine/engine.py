@@ -93,7 +93,12 @@ class SequenceEngine:
         """`backend` describes the runner; without `guides`, prompts with a grammar are refused."""
         info = loaded.info
         bounds = [bound for bound in (info.context_tokens, runner.capacity_tokens) if bound is not None]
-        self._limits = Limits(info.vocab_size, min(bounds, default=None), frozenset(info.eos_token_ids))
+        self._limits = Limits(
+            info.vocab_size,
+            min(bounds, default=None),
+            frozenset(info.eos_token_ids),
+            frozenset(loaded.adapters.digests),
+        )
         self._start_text = loaded.vocabulary.start_text
         self._runner = runner
         self._max_waiting = max_waiting

@@ -43,3 +43,7 @@ class TokenizerMissing(ModelError):
 
 class UnsupportedModel(ModelError):
     """mlx-lm has no implementation of the architecture, or only one that would run code from the model folder."""
+
+
+class AdapterRefused(ModelError):
+    """An adapter's folder is incomplete, does not fit the model, or changes it in a way that rows cannot be given."""

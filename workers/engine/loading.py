@@ -6,8 +6,8 @@ float32 products are fast there.
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from mlx_lm.utils import dequantize_model, get_total_parameters
 from mlx_lm.utils import load as load_with_mlx_lm
 from tokenizers import Tokenizer
 
+from workers.engine.adapters import Adapters, attach_adapters
 from workers.engine.backend import Backend, installed_backend
 from workers.engine.errors import ConfigMissing, ModelNotFound, TokenizerMissing, UnsupportedModel, WeightsMissing
 from workers.engine.vocabulary import Vocabulary
@@ -75,9 +76,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
+    """`adapters` are in the model already, and change only the rows that ask for one."""
+
     model: Module
     vocabulary: Vocabulary
     info: ModelInfo
+    adapters: Adapters = field(default_factory=Adapters)
 
 
 def find_model(model: str) -> Path:
@@ -128,8 +132,13 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(model: str, *, shown_special_tokens: tuple[str, ...] = ()) -> LoadedModel:
-    """Load weights and tokenizer. Raises the `ModelError` that names what is missing or not supported."""
+def load_model(
+    model: str, *, shown_special_tokens: tuple[str, ...] = (), adapters: Mapping[str, Path] | None = None
+) -> LoadedModel:
+    """Load weights, tokenizer and adapters (folders by name).
+
+    Raises the `ModelError` that names what is missing or not supported.
+    """
     folder = find_model(model)
     config = _check_folder(folder)
     try:
@@ -142,9 +151,10 @@ def load_model(model: str, *, shown_special_tokens: tuple[str, ...] = ()) -> Loa
         mx.eval(network.parameters())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"mlx-lm cannot load {folder} ({config['model_type']}): {error}") from error
+    attached = attach_adapters(network, adapters or {})
     vocabulary = Vocabulary(_fast_tokenizer(wrapper, folder), (*_marks(wrapper), *shown_special_tokens))
     info = _describe(folder, config, wrapper, vocabulary, network, parameters)
-    return LoadedModel(model=network, vocabulary=vocabulary, info=info)
+    return LoadedModel(model=network, vocabulary=vocabulary, info=info, adapters=attached)
 
 
 def _fast_tokenizer(wrapper: TokenizerWrapper, folder: Path) -> Tokenizer:

@@ -58,6 +58,7 @@ class Prompt:
     `logprobs`: None for none, k for the chosen token's log-probability and the k most likely alternatives.
     `resume_ids` are tokens that an earlier attempt has already emitted; generation continues behind them.
     `priority`: where memory runs out, sequences of a higher one keep their place. The text obeys the `grammar`.
+    `adapter` names one of the adapters that were loaded with the model; None: the model as it is.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Prompt:
     resume_ids: tuple[int, ...] = ()
     priority: int = 0
     grammar: Grammar | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the loaded model allows. `context_tokens` bounds prompt plus output; None: no bound is known."""
+    """What the loaded model allows. `context_tokens` bounds prompt plus output; None: no bound is known.
+
+    `adapters` are the names that prompts may ask for.
+    """
 
     vocab_size: int
     context_tokens: int | None
     eos_token_ids: frozenset[int]
+    adapters: frozenset[str] = frozenset()
 
 
 def _require(condition: bool, prompt: Prompt, message: str) -> None:
@@ -122,6 +128,8 @@ def _require(condition: bool, prompt: Prompt, message: str) -> None:
 def check_prompt(prompt: Prompt, limits: Limits) -> None:
     """Raise `InvalidPrompt` unless the model can serve the prompt."""
     _require(len(prompt.token_ids) > 0, prompt, "the prompt is empty")
+    known = prompt.adapter is None or prompt.adapter in limits.adapters
+    _require(known, prompt, f"no adapter {prompt.adapter!r} was loaded (there are: {sorted(limits.adapters)})")
     if limits.context_tokens is not None:
         _require(
             len(prompt.token_ids) < limits.context_tokens,

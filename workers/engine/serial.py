@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.generate import generate_step
 
+from workers.engine.adapters import Adapters
 from workers.engine.batch import Float32Logits
 from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
@@ -20,9 +21,13 @@ class SerialRunner:
     capacity_tokens = None
     obeys_grammars = False
 
-    def __init__(self, model: Module, *, vocab_size: int, prefill_step_tokens: int) -> None:
+    def __init__(
+        self, model: Module, *, vocab_size: int, prefill_step_tokens: int, adapters: Adapters | None = None
+    ) -> None:
         self._vocab_size = vocab_size
         self._step_tokens = prefill_step_tokens
+        self._adapters = adapters or Adapters()
+        self._adapter: str | None = None  # of the running row
         self._model = Float32Logits(model)
         self._line: dict[str, Sequence] = {}  # rows that have not begun, in order
         self._prefilling: dict[str, tuple[int, int]] = {}
@@ -62,7 +67,8 @@ class SerialRunner:
         if self._row_id is None or self._row is None:
             return []
         self._model.sums.clear()
-        token, logprobs = next(self._tokens)
+        with self._adapters.of_rows([self._adapter]):
+            token, logprobs = next(self._tokens)
         self._prefilling.clear()
         [chosen] = as_floats(logprobs[token : token + 1])
         failed = math.isnan(chosen)
@@ -75,7 +81,7 @@ class SerialRunner:
 
     def _start(self, sequence: Sequence) -> None:
         row = RowSampler(sequence.prompt, sequence.end_ids, self._vocab_size)
-        self._row_id, self._row = sequence.prompt.id, row
+        self._row_id, self._row, self._adapter = sequence.prompt.id, row, sequence.prompt.adapter
         self._cache = self._model.make_cache()
         self._prefilling = {self._row_id: (0, len(sequence.input_ids))}
         self._prompt_tokens += len(sequence.input_ids)

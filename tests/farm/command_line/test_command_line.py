@@ -21,6 +21,8 @@ CHAT = [
 def test_flags_become_settings_and_those_not_given_stay_out() -> None:
     given = environment({"max_sequences": 8, "host": None, "insecure": False})
     assert given == {"FARM_MAX_SEQUENCES": "8", "FARM_INSECURE": "False"}
+    assert environment({"adapters": ["a=/1", "b=/2"]}) == {"FARM_ADAPTERS": "a=/1,b=/2"}
+    assert environment({"adapters": ()}) == environment({"adapters": []}) == {}
 
 
 def test_an_event_without_its_blank_line_is_dropped_and_data_lines_are_joined() -> None:
@@ -60,9 +62,12 @@ def test_an_error_of_the_api_is_its_message_and_exit_code_1(mlx_farm: Any, stub_
 
 def test_listings_print_lines_for_a_pipe_and_json_on_request(mlx_farm: Any, stub_api: Any) -> None:
     mlx_farm.environment |= {"FARM_URL": f"{stub_api.url}/v1", "FARM_API_KEY": "secret"}
-    models = {"object": "list", "data": [{"id": "demo", "owned_by": "mlx-farm", "max_model_len": 1024}]}
+    demo = {"id": "demo", "parent": None, "owned_by": "mlx-farm", "max_model_len": 1024}
+    models = {"object": "list", "data": [demo, demo | {"id": "poems", "parent": "demo"}]}
     stub_api.answer = lambda request: stub_api.reply(models)
-    assert mlx_farm("ls").stdout == "MODEL\tOWNER\tCONTEXT\ndemo\tmlx-farm\t1024\n"
+    assert mlx_farm("ls").stdout == (
+        "MODEL\tADAPTER OF\tOWNER\tCONTEXT\ndemo\t\tmlx-farm\t1024\npoems\tdemo\tmlx-farm\t1024\n"
+    )
     assert json.loads(mlx_farm("ls", "--json").stdout) == models
     assert stub_api.paths() == ["GET /v1/models"] * 2
     assert stub_api.requests[0].headers["authorization"] == "Bearer secret"

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from bench.reference import Reference
 from bench.tiny_models import load_tiny
+from tests.workers.engine.adapted_models import ADAPTED, AdaptedReference, load_adapted
 from workers.engine import LoadedModel
 from workers.engine.paged.rounding import rounded_caches
 
@@ -40,6 +41,8 @@ OTHERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 @functools.cache
 def load(name: str) -> LoadedModel:
+    if name in ADAPTED:
+        return load_adapted(name)
     module, changes = {**ARCHITECTURES, **OTHERS}[name]
     return load_tiny(module, **changes)
 
@@ -47,4 +50,6 @@ def load(name: str) -> LoadedModel:
 @functools.cache
 def reference(name: str, *, rounds: bool = False) -> Reference:
     """`rounds`: over mlx-lm's caches, into which keys and values go as an 8-bit pool gives them back."""
+    if name in ADAPTED:
+        return AdaptedReference(name)
     return Reference(load(name), rounded_caches) if rounds else Reference(load(name))

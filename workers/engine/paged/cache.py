@@ -14,6 +14,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
+from workers.engine.adapters import Adapters
 from workers.engine.errors import EngineError
 from workers.engine.paged.attention import AttentionReader, GatherReader, Trace, install_seam
 from workers.engine.paged.layer import PagedLayer
@@ -57,6 +58,7 @@ class PagedModel:
         direct: bool = True,
         copy_bytes: int | None = None,
         kv_bits: int | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """With `direct` false no layer reads its pool by itself. Raises `CannotPage`.
 
@@ -68,6 +70,7 @@ class PagedModel:
         self.blocks, self.block_tokens, self.state_slots, self.kv_bits = blocks, block_tokens, state_slots, kv_bits
         self._model = model
         self._on_host = mx.default_device() == mx.Device(mx.cpu)
+        self._adapters = adapters or Adapters()
         self._layers: list[PagedLayer] = []
         self._entries: list[int] = []  # arrays per recurrent layer
         self._state_shapes: list[tuple[int, ...]] | None = None
@@ -124,17 +127,25 @@ class PagedModel:
         """Of one block in all pools."""
         return sum(stored.array.nbytes for stored in self._stored.values()) // self.blocks
 
-    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Sequence[int] = ()) -> mx.array:
+    def forward(
+        self,
+        input_ids: mx.array,
+        layout: ForwardLayout,
+        slots: Sequence[int] = (),
+        adapters: Sequence[str | None] = (),
+    ) -> mx.array:
         """Token ids (rows, tokens) int32 -> logits (rows, tokens, vocab), lazy; the new tokens go into the pools.
 
-        `slots` has each row's state slot where the model `has_state`. Evaluating the logits also finishes the writes;
+        `slots` has each row's state slot where the model `has_state`, `adapters` the name of each row's adapter, or
+        nothing where no row has one. Evaluating the logits also finishes the writes;
         evaluating `pools()` finishes the writes alone, without the last layer's output and the logits.
         Raises ValueError where ids, layout and pools do not fit together.
         """
         self._check(input_ids, layout, slots)
         states = self._state.take(slots) if self._entries else []
         self._reader.begin(layout)
-        logits = self._call(input_ids, layout, states)
+        with self._adapters.of_rows(adapters):
+            logits = self._call(input_ids, layout, states)
         pools = [stored.array for stored in self._stored.values()]
         return mx.depends(logits, pools) if pools else logits
 

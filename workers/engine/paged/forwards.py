@@ -54,7 +54,8 @@ class Forwards:
             block_tokens=self._model.block_tokens,
             groups=plan_groups([chunk.start + chunk.tokens for chunk in chunks]),
         )
-        self._model.forward(mx.array(input_ids), layout, [chunk.row.slot for chunk in chunks if chunk.row.slot >= 0])
+        slots = [chunk.row.slot for chunk in chunks if chunk.row.slot >= 0]
+        self._model.forward(mx.array(input_ids), layout, slots, [chunk.row.prompt.adapter for chunk in chunks])
         for chunk in chunks:
             if chunk.snapshot >= 0:
                 self._model.snapshot(chunk.row.slot, chunk.snapshot)
@@ -73,7 +74,8 @@ class Forwards:
             groups=self._groups,
         )
         input_ids = _newest(rows, flight) if layout.tokens == 1 else _drafted(rows, layout.tokens)
-        logits = self._model.forward(input_ids, layout, [row.slot for row in rows if row.slot >= 0])
+        slots, adapters = [row.slot for row in rows if row.slot >= 0], [row.prompt.adapter for row in rows]
+        logits = self._model.forward(input_ids, layout, slots, adapters)
         logits = logits.reshape(-1, logits.shape[-1])
         if layout.tokens == 1:
             return Batch(rows, [Draw(row.id) for row in rows], logits.astype(mx.float32))

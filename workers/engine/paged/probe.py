@@ -16,6 +16,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
+from workers.engine.adapters import Adapters
 from workers.engine.paged.cache import MODEL_ERRORS, CannotPage, PagedModel
 from workers.engine.paged.layout import ForwardLayout, Group, Span
 from workers.engine.paged.rounding import rounded_caches
@@ -46,6 +47,7 @@ class _Row:
     token_ids: list[int]
     table: list[int]
     slot: int
+    adapter: str | None = None
     done: int = 0
     expected: list[Logits] = field(default_factory=list)
     repeated: list[Logits] = field(default_factory=list)
@@ -57,9 +59,16 @@ class _Row:
 
 
 def open_pages(
-    model: Module, *, blocks: int, block_tokens: int, state_slots: int = 0, kv_bits: int | None = None
+    model: Module,
+    *,
+    blocks: int,
+    block_tokens: int,
+    state_slots: int = 0,
+    kv_bits: int | None = None,
+    adapters: Adapters | None = None,
 ) -> PagedModel:
     """A paged model that has passed its self-test, if need be without direct layers. Raises `CannotPage`."""
+    adapters = adapters or Adapters()
     reasons = []
     for direct in (True, False):
         paged = PagedModel(
@@ -69,8 +78,9 @@ def open_pages(
             state_slots=state_slots,
             direct=direct,
             kv_bits=kv_bits,
+            adapters=adapters,
         )
-        reason = self_test(model, paged)
+        reason = self_test(model, paged, adapters)
         if reason is None:
             return paged
         reasons.append(reason)
@@ -80,24 +90,22 @@ def open_pages(
     raise CannotPage("; ".join(dict.fromkeys(reasons)))
 
 
-def self_test(model: Module, paged: PagedModel) -> str | None:
+def self_test(model: Module, paged: PagedModel, adapters: Adapters | None = None) -> str | None:
     """What is wrong with the model over these pools, or None.
 
     A few random sequences are read in chunks that cross block borders, decoded together in two groups, one of them from
     its first token on, then continued by unlike numbers of tokens; their logits are compared with those of the model
-    alone on its own caches, or on rounded ones where the pools are. To be called before the pools hold anything, since
-    it uses their blocks and slots.
+    alone on its own caches, or on rounded ones where the pools are. Where there are adapters, the rows have unlike
+    ones. To be called before the pools hold anything, since it uses their blocks and slots.
     """
+    adapters = adapters or Adapters()
     try:
-        rows = _make_rows(model, paged)
+        rows = _make_rows(model, paged, [None, *adapters.digests])
         if not rows:
             return f"{paged.blocks} blocks are too few to test with"
         for row in rows:
-            prompt = len(row.token_ids) - DECODED_TOKENS - VERIFIED_TOKENS
-            own = make_prompt_cache if paged.kv_bits is None else rounded_caches
-            row.expected, row.repeated = (_alone(model, row.token_ids, part, own) for part in (prompt, PORTION_TOKENS))
-            if paged.kv_bits is not None:
-                row.unrounded = _alone(model, row.token_ids, prompt, make_prompt_cache)
+            with adapters.of_rows([row.adapter]):
+                _say_alone(model, paged, row)
         _read_prompts(paged, rows)
         for _ in range(DECODED_TOKENS):
             _advance(paged, rows, [1] * len(rows))
@@ -111,7 +119,16 @@ def self_test(model: Module, paged: PagedModel) -> str | None:
     return next((reason for row in rows for reason in _differences(row)), None)
 
 
-def _make_rows(model: Module, paged: PagedModel) -> list[_Row]:
+def _say_alone(model: Module, paged: PagedModel, row: _Row) -> None:
+    """What the model alone says to the row's tokens."""
+    prompt = len(row.token_ids) - DECODED_TOKENS - VERIFIED_TOKENS
+    own = make_prompt_cache if paged.kv_bits is None else rounded_caches
+    row.expected, row.repeated = (_alone(model, row.token_ids, part, own) for part in (prompt, PORTION_TOKENS))
+    if paged.kv_bits is not None:
+        row.unrounded = _alone(model, row.token_ids, prompt, make_prompt_cache)
+
+
+def _make_rows(model: Module, paged: PagedModel, adapters: Sequence[str | None]) -> list[_Row]:
     size = paged.block_tokens
     windows = [window for window in paged.windows if window + size <= LONGEST_TOKENS]
     prompts = [max(windows, default=2 * size) + size + 2, 2 * size + 3, size + 1, 1]
@@ -125,7 +142,7 @@ def _make_rows(model: Module, paged: PagedModel) -> list[_Row]:
         if count > len(free) or (paged.has_state and len(rows) == paged.state_slots):
             continue
         ids = rng.integers(0, max(vocabulary // 2, 1), tokens).tolist()
-        rows.append(_Row(ids, [free.pop() for _ in range(count)], len(rows)))
+        rows.append(_Row(ids, [free.pop() for _ in range(count)], len(rows), adapters[len(rows) % len(adapters)]))
     return rows
 
 
@@ -178,7 +195,8 @@ def _forward(
     for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
         ids[place, :count] = row.token_ids[row.done : row.done + count]
         row.done += count
-    return paged.forward(mx.array(ids), layout, [row.slot for row in rows] if paged.has_state else ())
+    slots = [row.slot for row in rows] if paged.has_state else ()
+    return paged.forward(mx.array(ids), layout, slots, [row.adapter for row in rows])
 
 
 def _floats(logits: mx.array) -> Logits:

@@ -9,7 +9,7 @@ while the forward runs whose logits they are for.
 
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeAlias
@@ -69,6 +69,7 @@ class PagedRunner:
         vocab_size: int,
         limits: PlanLimits,
         root: bytes,
+        adapter_roots: Mapping[str, bytes] | None = None,
         snapshots: int = 0,
         shares_prefixes: bool = True,
         speculates: bool = True,
@@ -76,12 +77,14 @@ class PagedRunner:
         store: PrefixStore | None = None,
         waits_for_stages: bool = False,
     ) -> None:
-        """`root` names what a block's content depends on besides its tokens; `snapshots` are state slots behind the
+        """`root` names what a block's content depends on besides its tokens, `adapter_roots` the same for rows with an
+        adapter, by its name; `snapshots` are state slots behind the
         rows' own. `waits_for_stages`: the device may still hold what a graph has read when the graph's results are
         there (GPUs)."""
         self.obeys_grammars = guides is not None
         self._model = model
-        self._root = root
+        self._roots: dict[str | None, bytes] = {None: root}
+        self._roots.update(adapter_roots or {})
         self._guides = guides
         self._waits_for_stages = waits_for_stages
         self._pool = BlockPool(model.blocks, model.block_tokens)
@@ -145,7 +148,7 @@ class PagedRunner:
         )
 
     def insert(self, sequence: Sequence) -> None:
-        row = Row(sequence, arrival=self._arrivals, root=self._root)
+        row = Row(sequence, arrival=self._arrivals, root=self._roots[sequence.prompt.adapter])
         self._arrivals += 1
         self._rows[row.id] = row
         self._prompt_tokens += len(row.tokens)

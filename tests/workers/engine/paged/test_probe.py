@@ -21,8 +21,8 @@ class Corrupted(PagedModel):
     rows: tuple[int, ...] = (0,)
     column = 1
 
-    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = ()) -> mx.array:
-        logits = super().forward(input_ids, layout, slots)
+    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = (), adapters: Any = ()) -> mx.array:
+        logits = super().forward(input_ids, layout, slots, adapters)
         self.after_forward -= 1
         if self.after_forward == 0:
             mx.eval(logits, self.pools())
@@ -35,19 +35,19 @@ class Corrupted(PagedModel):
 class Unordered(PagedModel):
     """Layouts in which two rows have changed tables."""
 
-    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = ()) -> mx.array:
+    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = (), adapters: Any = ()) -> mx.array:
         if layout.tokens == 1:
             layout.tables[:2] = layout.tables[:2][::-1].copy()
-        return super().forward(input_ids, layout, slots)
+        return super().forward(input_ids, layout, slots, adapters)
 
 
 class Forgetful(PagedModel):
     """Recurrent state that is lost between a prompt and its continuation."""
 
-    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = ()) -> mx.array:
+    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = (), adapters: Any = ()) -> mx.array:
         if layout.rows > 1:
             self.reset_slot(slots[1])
-        return super().forward(input_ids, layout, slots)
+        return super().forward(input_ids, layout, slots, adapters)
 
 
 @pytest.mark.parametrize(
