@@ -52,6 +52,12 @@ class _FarmCollector(Collector):
             counter = CounterMetricFamily(name, text, labels=["model_name", "worker"])
             self._add(counter, key)
             yield counter
+        for key, name, text in _DRAFT_COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=["model_name", "worker", "source"])
+            for worker in self.figures.workers:
+                for source, tokens in (worker.get(key) or {}).items():
+                    counter.add_metric([str(worker.get("model", "")), str(worker.get("worker", "")), source], tokens)
+            yield counter
 
     def _add(self, family: GaugeMetricFamily | CounterMetricFamily, key: str) -> None:
         for worker in self.figures.workers:
@@ -79,13 +85,15 @@ _WORKER_COUNTERS = (
     ("disk_missed_blocks_total", "farm_prefix_store_misses", "Blocks asked of the disk and not found."),
     ("preemptions_total", "farm_num_preemptions", "Sequences that lost their place for want of blocks."),
     ("wasted_rows_total", "farm_wasted_rows", "Rows computed in a step after their end."),
-    ("drafted_tokens_total", "farm_spec_decode_draft_tokens", "Tokens guessed ahead."),
-    ("right_drafts_total", "farm_spec_decode_accepted_tokens", "Guessed tokens that were right."),
     ("plan_ms_total", "farm_engine_plan_milliseconds", "Time spent planning steps and building their graphs."),
     ("forward_ms_total", "farm_engine_forward_milliseconds", "Time spent waiting for the device."),
     ("sample_ms_total", "farm_engine_sample_milliseconds", "Time spent preparing to draw tokens."),
     ("text_ms_total", "farm_engine_text_milliseconds", "Time spent turning tokens into text."),
     ("steps_total", "farm_engine_steps", "Steps of the engine."),
+)
+_DRAFT_COUNTERS = (  # by source: the text so far (ngram), what a grammar forces (grammar), a draft model (model)
+    ("drafted_tokens_total", "farm_spec_decode_draft_tokens", "Tokens guessed ahead."),
+    ("right_drafts_total", "farm_spec_decode_accepted_tokens", "Guessed tokens that were right."),
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.adapters import write_adapter
+from bench.draft_models import agreeing_pair, stranger
 from bench.engine_bench import Bench, Scenario
 from bench.engine_measure import percentile, race, take_turns
 from bench.engine_report import Goal, Result
@@ -128,6 +129,33 @@ def speculation(bench: Bench) -> Iterator[Result]:
             yield used.raced(f"n-gram speculation, {name} text, batch {rows}", goal, raced, requests)
 
 
+def draft(bench: Bench) -> Iterator[Result]:
+    """Guessing by a draft model, against the same engine without any guesses, one row and eight at a time.
+
+    One that always agrees with its target (the most that can be gained) and one that never does; greedy rows, and drawn
+    ones that it agrees with as often.
+    """
+    target, agreeing = agreeing_pair(bench.loaded.info.path)
+    strange = stranger(bench.loaded)
+    output_tokens = 128 if bench.quick else 256
+    drawn = SamplingParams(temperature=1.0, seed=5)
+    for rows in (1, 8):
+        greedy = bench.alike(rows, 2 * CYCLE_TOKENS, output_tokens)
+        sampled = [replace(request, sampling=drawn) for request in greedy]
+        cases = (
+            ("agreeing", target, agreeing, greedy, Goal(1.3 if rows == 1 else 1.2)),
+            ("agreeing, drawn rows", target, agreeing, sampled, None),
+            ("never agreeing", bench.loaded, strange, greedy, Goal(0.97)),
+        )
+        for name, loaded, guesser, requests, goal in cases:
+            used = replace(bench, loaded=loaded)
+            guessing = partial(engine_side, loaded, rows, draft=guesser)
+            raced = race(
+                guessing, partial(engine_side, loaded, rows, speculates=False), requests, runs=max(bench.runs, 2)
+            )
+            yield used.raced(f"draft model, {name}, batch {rows}", goal, raced, requests if requests is greedy else [])
+
+
 def _cycling(request: Request, cycle: dict[int, int], row: int) -> Request:
     """The request with a prompt that the model would have written."""
     ids = [sorted(cycle)[row]]
@@ -239,6 +267,7 @@ FEATURES: Final[dict[str, Scenario]] = {
     "stall": stall,
     "mixed-sampling": mixed_sampling,
     "speculation": speculation,
+    "draft": draft,
     "json-schema": json_schema,
     "adapters": adapters,
     "second-turn": second_turn,

@@ -120,6 +120,7 @@ def engine_side(
     kv_blocks: int | None = None,
     *,
     speculates: bool = True,
+    draft: LoadedModel | None = None,
     store: StoreOptions | None = None,
     kv_bits: int | None = None,
 ) -> EngineSide:
@@ -133,6 +134,7 @@ def engine_side(
         paged=PagedOptions(
             block_tokens=BLOCK_TOKENS, kv_blocks=kv_blocks, kv_bits=kv_bits, speculates=speculates, store=store
         ),
+        draft=draft,
     )
     return EngineSide(engine)
 

@@ -74,14 +74,15 @@ def build_qwen3(path: Path, *, shape: Shape = SHAPES["120m"], context_tokens: in
     }
     network = qwen3.Model(qwen3.ModelArgs(**settings))
     mx.random.seed(seed)
-    weights = tree_map_with_path(_random_weight, network.parameters())
+    weights = tree_map_with_path(random_weight, network.parameters())
     mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(weights)), metadata={"format": "mlx"})
     (path / "config.json").write_text(json.dumps({**settings, "eos_token_id": 0}, indent=1))
     write_tokenizer(path)
     return path
 
 
-def _random_weight(name: str, weight: mx.array) -> mx.array:
+def random_weight(name: str, weight: mx.array) -> mx.array:
+    """A weight for the parameter of this name, scaled so that the most likely token depends on the whole context."""
     if weight.ndim < 2:
         return weight
     if "embed" in name:

@@ -53,6 +53,15 @@ Adapters = Annotated[
         show_default="none",
     ),
 ]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model",
+        metavar="MODEL",
+        help="A smaller model with the same tokens that guesses ahead: a folder or a Hugging Face id.",
+        show_default="none",
+    ),
+]
 MaxSequences = Annotated[
     int | None, typer.Option("--max-sequences", help="Rows of the decoding batch.", show_default="32")
 ]

@@ -103,6 +103,9 @@ class WorkerSettings(FarmSettings):
     adapters: Annotated[dict[str, Path], NoDecode] = Field(
         {}, description="LoRA adapters, NAME=FOLDER,…; each is served as a model of its own."
     )
+    draft_model: str = Field(
+        "", description="A smaller model with the same tokens that guesses ahead: a folder or a Hugging Face id."
+    )
     max_sequences: int = Field(32, ge=1, description="Rows of the decoding batch.")
     engine: Literal["auto", "paged", "batch", "serial"] = Field(
         "auto", description="What computes: our paged cache, mlx-lm's BatchGenerator, or one row at a time."

@@ -60,6 +60,7 @@ class EngineThread:
         backend: EngineBackend,
         paged: PagedOptions,
         adapters: Mapping[str, Path],
+        draft_model: str | None,
         on_chunks: Callable[[list[Chunk]], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -68,6 +69,7 @@ class EngineThread:
         self._backend = backend
         self._paged = paged
         self._adapters = adapters
+        self._draft_model = draft_model
         self._on_chunks = on_chunks
         self._on_failure = on_failure
         self._commands: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
@@ -125,6 +127,7 @@ class EngineThread:
                 backend=self._backend,
                 paged=self._paged,
                 adapters=self._adapters,
+                draft_model=self._draft_model,
             )
             self._info = loaded.info
             self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens

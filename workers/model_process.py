@@ -67,6 +67,7 @@ class ModelProcess:
             backend=EngineBackend(settings.engine),
             paged=paged_options(settings),
             adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},
+            draft_model=settings.draft_model or None,
             on_chunks=self._on_chunks,
             on_failure=self._on_failure,
         )
@@ -97,6 +98,7 @@ class ModelProcess:
             "model": self._name,
             "engine": card.engine,
             "engine_description": self._engine.description,
+            "draft_model": self._settings.draft_model or None,
             "blas": BLAS,
             "host": socket.gethostname(),
         }

@@ -50,6 +50,7 @@ def _status(card: ModelCard, workers: Sequence[Mapping[str, Any]], waiting: Mapp
         "has_chat_template": template is not None,
         "workers": [worker["worker"] for worker in serving],
         "engine_description": next((worker.get("engine_description") for worker in serving), None),
+        "draft_model": next((worker.get("draft_model") for worker in serving), None),
         "running": total("running"),
         "waiting": dict(waiting),
         "used_blocks": total("used_blocks"),

@@ -128,6 +128,7 @@ class ScriptedWorker:
         await ModelCatalog(self._redis).publish(card, TOKENIZER_JSON)
         await self.queue.heartbeat(self.name, [], register=True)
         figures = {"model": card.name, "running": 1, "waiting": 0, "generated_tokens_total": 42, "kv_bytes": 7}
+        figures |= {"drafted_tokens_total": {"ngram": 5, "model": 9}, "right_drafts_total": {"ngram": 4, "model": 8}}
         await WorkerBoard(self._redis).publish(self.name, figures, ttl_s=60)
 
     async def run(self) -> None:

@@ -101,6 +101,8 @@ async def test_metrics_count_requests_tokens_and_times(client: httpx2.AsyncClien
         f'farm_num_requests_waiting{{lane="normal",model_name="{MODEL}"}} 0.0',
         f'farm_num_requests_running{{model_name="{MODEL}",worker="{worker.name}"}} 1.0',
         f'farm_generation_tokens_total{{model_name="{MODEL}",worker="{worker.name}"}} 42.0',
+        f'farm_spec_decode_draft_tokens_total{{model_name="{MODEL}",source="model",worker="{worker.name}"}} 9.0',
+        f'farm_spec_decode_accepted_tokens_total{{model_name="{MODEL}",source="ngram",worker="{worker.name}"}} 4.0',
         "farm_queue_up 1.0",
     ):
         assert line in text, line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -34,9 +35,9 @@ def model_folder(path: Path, architecture: str) -> Path:
     return path
 
 
-def completion(url: str, model: str) -> list[str]:
-    """Twice the same greedy text."""
-    body = {"model": model, "prompt": PROMPT, "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+def completion(url: str, model: str, **changes: Any) -> list[str]:
+    """Twice the same text."""
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 20, "temperature": 0, "ignore_eos": True, **changes}
     answers = [httpx2.post(f"{url}/v1/completions", json=body, timeout=60) for _ in range(2)]
     return [answer.raise_for_status().json()["choices"][0]["text"] for answer in answers]
 
@@ -73,3 +74,24 @@ def test_operators_see_that_keys_and_values_are_kept_in_8_bits(farm: Any, tmp_pa
     models = httpx2.get(f"{farm.url}/admin/models/status").json()["data"]
     shown = next(model for model in models if model["name"] == "rounded")
     assert "keys and values in 8 bits" in shown["engine_description"]
+
+
+def test_a_draft_model_makes_no_difference_but_in_the_figures(
+    farm: Any, eventually: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = model_folder(tmp_path / "llama", "llama")
+    farm.start("workers", FARM_MODEL=str(folder), FARM_MODEL_NAME="alone")
+    farm.start("workers", FARM_MODEL=str(folder), FARM_MODEL_NAME="drafted", FARM_DRAFT_MODEL=str(folder))
+    for changes in ({}, {"temperature": 1, "seed": 7}):
+        texts = completion(farm.url, "drafted", max_tokens=300, **changes)
+        assert texts == completion(farm.url, "alone", max_tokens=300, **changes)
+
+    def metrics() -> str:
+        return str(httpx2.get(f"{farm.url}/metrics").text)
+
+    pattern = r'farm_spec_decode_draft_tokens_total\{model_name="drafted",source="model",[^}]*\} [1-9]'
+    eventually(lambda: re.search(pattern, metrics()) is not None)
+    models = {model["name"]: model for model in httpx2.get(f"{farm.url}/admin/models/status").json()["data"]}
+    assert models["drafted"]["draft_model"] == str(folder)
+    assert "draft model llama" in models["drafted"]["engine_description"]
+    assert models["alone"]["draft_model"] is None

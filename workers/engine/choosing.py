@@ -12,11 +12,12 @@ import mlx.core as mx
 from workers.engine.backend import Backend, installed_backend
 from workers.engine.batch import BatchRunner, is_batchable
 from workers.engine.engine import Engine, SequenceEngine
-from workers.engine.errors import UnsupportedModel
+from workers.engine.errors import DraftRefused, UnsupportedModel
 from workers.engine.guided import CannotGuide, GuideCompiler
 from workers.engine.loading import LoadedModel, ModelInfo, load_model
 from workers.engine.paged.blocks import root_hash
 from workers.engine.paged.cache import CannotPage, PagedModel
+from workers.engine.paged.draft_opening import check_draft, draft_block_bytes, open_draft
 from workers.engine.paged.identity import model_identity
 from workers.engine.paged.planner import LARGEST_CHUNK_TOKENS, PlanLimits
 from workers.engine.paged.probe import open_pages
@@ -91,13 +92,14 @@ def load_engine(
     adapters: Mapping[str, Path] | None = None,
     backend: EngineBackend = EngineBackend.AUTO,
     paged: PagedOptions = PagedOptions(),
+    draft_model: str | None = None,
 ) -> LoadedEngine:
     """Load a model (a folder or a Hugging Face id) and make an engine for it, in the thread that will run it.
 
     `prefill_step_tokens` is what one step reads of prompts (default: 512 on CPU, 2048 on GPU); see `make_engine`.
     `shown_special_tokens` appear in the text in addition to the marks of thinking and tool calls. `adapters` are LoRA
-    folders in mlx-lm's layout, by the name that prompts ask for.
-    Raises `ModelError`.
+    folders in mlx-lm's layout, by the name that prompts ask for. `draft_model`, a folder or an id like `model`, guesses
+    at coming tokens where that pays. Raises `ModelError`.
     """
     installed = installed_backend()
     if installed is Backend.CPU:
@@ -110,6 +112,7 @@ def load_engine(
         prefill_step_tokens=prefill_step_tokens or PREFILL_STEP_TOKENS[installed],
         backend=backend,
         paged=paged,
+        draft=load_model(draft_model) if draft_model else None,
     )
     return LoadedEngine(engine, loaded.info)
 
@@ -122,16 +125,20 @@ def make_engine(
     prefill_step_tokens: int,
     backend: EngineBackend = EngineBackend.AUTO,
     paged: PagedOptions = PagedOptions(),
+    draft: LoadedModel | None = None,
 ) -> Engine:
     """An engine over a loaded model; its `backend` says which runner it has and why.
 
     `max_sequences` decode together. `prefill_step_tokens`: a paged engine's step computes so many tokens in all, of
     prompts and of decoding rows; a batched one reads so many of each prompt, and of all together twice that.
-    Raises `UnsupportedModel` where a back end was asked for that cannot serve the model, or not in `paged.kv_bits`.
+    Raises `UnsupportedModel` where a back end was asked for that cannot serve the model, or not in `paged.kv_bits`, and
+    `DraftRefused` where the `draft` model cannot guess for it, or it is not paged: nothing else has use for one.
     """
+    if draft is not None:
+        check_draft(loaded, draft, speculates=paged.speculates)
     guides = _guides(loaded)
     makers: dict[EngineBackend, Callable[[], Choice | str]] = {
-        EngineBackend.PAGED: lambda: _paged(loaded, paged, max_sequences, prefill_step_tokens, guides),
+        EngineBackend.PAGED: lambda: _paged(loaded, paged, max_sequences, prefill_step_tokens, guides, draft),
         EngineBackend.BATCH: lambda: _batch(loaded, max_sequences, prefill_step_tokens),
         EngineBackend.SERIAL: lambda: _serial(loaded, prefill_step_tokens),
     }
@@ -139,6 +146,9 @@ def make_engine(
     for kind, make in makers.items():
         if backend in (kind, EngineBackend.AUTO):
             choice = make() if kind is EngineBackend.PAGED or paged.kv_bits is None else NOT_ROUNDING
+            if draft is not None and (kind is not EngineBackend.PAGED or isinstance(choice, str)):
+                why = choice if isinstance(choice, str) else f"the {kind} back end has no use for one"
+                raise DraftRefused(f"{loaded.info.path} cannot have the draft model {draft.info.path}: {why}")
             if isinstance(choice, Choice):
                 said = "; ".join([f"{kind}: {choice.why}", *reasons])
                 return SequenceEngine(loaded, choice.runner, max_waiting=max_waiting, backend=said, guides=guides)
@@ -155,24 +165,37 @@ def _guides(loaded: LoadedModel) -> GuideCompiler | None:
 
 
 def _paged(
-    loaded: LoadedModel, options: PagedOptions, max_sequences: int, step_tokens: int, guides: GuideCompiler | None
+    loaded: LoadedModel,
+    options: PagedOptions,
+    max_sequences: int,
+    step_tokens: int,
+    guides: GuideCompiler | None,
+    draft: LoadedModel | None,
 ) -> Choice | str:
     """The runner, or why there is none."""
     try:
-        return _open_paged(loaded, options, max_sequences, step_tokens, guides)
+        return _open_paged(loaded, options, max_sequences, step_tokens, guides, draft)
     except CannotPage as error:
         return str(error)
 
 
 def _open_paged(
-    loaded: LoadedModel, options: PagedOptions, max_sequences: int, step_tokens: int, guides: GuideCompiler | None
+    loaded: LoadedModel,
+    options: PagedOptions,
+    max_sequences: int,
+    step_tokens: int,
+    guides: GuideCompiler | None,
+    draft: LoadedModel | None,
 ) -> Choice:
     info, size = loaded.info, options.block_tokens
     sample = PagedModel(loaded.model, blocks=2, block_tokens=size, state_slots=1, kv_bits=options.kv_bits)
     root = root_hash(info.model_type)
+    if draft is not None and sample.has_state:
+        raise CannotPage("its recurrent state cannot be rewound behind a wrong guess")
+    draft_bytes = 0 if draft is None else draft_block_bytes(draft, size)
     needs = CacheNeeds(
         block_tokens=size,
-        block_bytes=sample.block_bytes,
+        block_bytes=sample.block_bytes + draft_bytes,
         weight_bytes=info.weight_bytes,
         max_sequences=max_sequences,
         context_tokens=info.context_tokens,
@@ -206,13 +229,17 @@ def _open_paged(
         snapshots=snapshots,
         shares_prefixes=options.shares_prefixes,
         speculates=options.speculates,
+        draft=None if draft is None else open_draft(draft, blocks=blocks + 1, block_tokens=size),
         guides=guides,
         store=_open_store(options.store, info.path, pages) if options.store else None,
         waits_for_stages=installed_backend() is not Backend.CPU,
     )
     layers = ", ".join(f"{count} {kind}" for kind, count in pages.kinds.items() if count)
     cache = f"{blocks} blocks of {size} tokens, {blocks * pages.block_bytes >> 20} MiB{_said_of_bits(pages)}"
-    return Choice(runner, f"{cache}; layers: {layers}")
+    said = f"{cache}; layers: {layers}"
+    if draft is not None:
+        said += f"; draft model {draft.info.path.name}, {blocks * draft_bytes >> 20} MiB"
+    return Choice(runner, said)
 
 
 def _said_of_bits(pages: PagedModel) -> str:

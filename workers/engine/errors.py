@@ -47,3 +47,7 @@ class UnsupportedModel(ModelError):
 
 class AdapterRefused(ModelError):
     """An adapter's folder is incomplete, does not fit the model, or changes it in a way that rows cannot be given."""
+
+
+class DraftRefused(ModelError):
+    """The draft model cannot guess for the model that it was given to."""

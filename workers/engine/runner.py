@@ -31,8 +31,9 @@ class RunnerStats:
     `used_blocks` belong to rows, `cached_blocks` can be found again, both out of `total_blocks`.
     Times are of the last step, then of all: deciding and building graphs; handing work to the device and waiting for
     tokens; drawing tokens. Of the looked up prompt tokens, the hit ones were found computed. Preempted rows lost their
-    place and begin again later. Wasted rows were computed in a step after their end. Of the drafted tokens, the right
-    ones came out without a step of their own. Of the blocks that were asked of the store on disk, some were there.
+    place and begin again later. Wasted rows were computed in a step after their end. Of the drafted tokens, by
+    their source, the right ones came out without a step of their own. Of the blocks that were asked of the store on
+    disk, some were there.
     """
 
     backend: str = ""
@@ -53,8 +54,8 @@ class RunnerStats:
     prefix_looked_up_tokens_total: int = 0
     preemptions_total: int = 0
     wasted_rows_total: int = 0
-    drafted_tokens_total: int = 0
-    right_drafts_total: int = 0
+    drafted_tokens_total: dict[str, int] = field(default_factory=dict)
+    right_drafts_total: dict[str, int] = field(default_factory=dict)
     disk_hit_blocks_total: int = 0
     disk_missed_blocks_total: int = 0
     disk_bytes: int = 0

@@ -2,19 +2,25 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import RotatingKVCache
+from tokenizers import Tokenizer
 
+from tests.workers.engine.architectures import load
 from workers.engine import (
+    DraftRefused,
     Engine,
     EngineBackend,
     Grammar,
     GrammarKind,
     InvalidPrompt,
     LoadedModel,
+    ModelNotFound,
     PagedOptions,
     StoreOptions,
     UnsupportedModel,
@@ -23,11 +29,14 @@ from workers.engine import (
     make_engine,
 )
 from workers.engine.choosing import spare_memory_bytes
+from workers.engine.vocabulary import Vocabulary
+
+import mlx.core as mx  # isort: skip
 
 Make = Callable[..., Any]
 
 
-def open_engine(loaded: LoadedModel, backend: str, **options: Any) -> Engine:
+def open_engine(loaded: LoadedModel, backend: str, draft: LoadedModel | None = None, **options: Any) -> Engine:
     return make_engine(
         loaded,
         max_sequences=4,
@@ -35,6 +44,7 @@ def open_engine(loaded: LoadedModel, backend: str, **options: Any) -> Engine:
         prefill_step_tokens=64,
         backend=EngineBackend(backend),
         paged=PagedOptions(**options),
+        draft=draft,
     )
 
 
@@ -130,3 +140,77 @@ def test_other_weights_find_nothing(
 
 def test_a_node_keeps_most_of_its_memory() -> None:
     assert 1 << 28 < spare_memory_bytes() < 1 << 42
+
+
+def test_a_draft_model_is_named_and_its_memory_is_counted(loaded: LoadedModel) -> None:
+    engine = open_engine(loaded, "auto", loaded, kv_bytes=1 << 20)
+    assert f"draft model {loaded.info.path.name}" in engine.backend
+    assert engine.stats().total_blocks == open_engine(loaded, "auto", kv_bytes=1 << 20).stats().total_blocks // 2
+
+
+def test_a_draft_model_with_other_tokens_is_refused_and_both_are_named(
+    loaded: LoadedModel, tokenizer: Tokenizer
+) -> None:
+    more, other = (Tokenizer.from_str(tokenizer.to_str()) for _ in range(2))
+    more.add_tokens(["farm"])
+    other = Tokenizer.from_str(tokenizer.to_str().replace("<|im_start|>", "<|im_begin|>"))
+    for changed, why in ((more, "vocabularies of different sizes"), (other, "different tokens: .*im_start.*im_begin")):
+        info = replace(loaded.info, path=Path("/models/small"))
+        draft = LoadedModel(model=loaded.model, vocabulary=Vocabulary(changed), info=info)
+        with pytest.raises(DraftRefused, match=why) as refused:
+            open_engine(loaded, "auto", draft)
+        assert str(loaded.info.path) in str(refused.value)
+        assert "/models/small" in str(refused.value)
+
+
+def test_logits_may_be_padded_otherwise_but_not_end_before_the_tokens(
+    loaded: LoadedModel, prompt: Make, run: Make
+) -> None:
+    """Models of one family pad their vocabularies to different widths."""
+    wider, narrower = (resized(loaded, loaded.info.vocab_size + more) for more in (16, -8))
+    asked = [prompt(str(i), max_tokens=30, temperature=i % 2, seed=i) for i in range(4)]
+    for target, draft in ((loaded, wider), (wider, loaded)):
+        plain, drafted = (run(open_engine(target, "auto", used), asked) for used in (None, draft))
+        assert {id: each.token_ids for id, each in plain.items()} == {
+            id: each.token_ids for id, each in drafted.items()
+        }
+    with pytest.raises(DraftRefused, match="logits end before"):
+        open_engine(loaded, "auto", narrower)
+
+
+def resized(loaded: LoadedModel, vocab_size: int) -> LoadedModel:
+    """The same model with rows of its embeddings added, which are never drawn, or taken away."""
+    whole: Any = loaded.model
+    network: Any = type(whole)(replace(whole.args, vocab_size=vocab_size))
+    weights = dict(tree_flatten(whole.parameters()))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weight = weights[name]
+        weights[name] = mx.concatenate([weight, mx.zeros((16, weight.shape[1]))])[:vocab_size]
+    network.load_weights(list(weights.items()))
+    return replace(loaded, model=network, info=replace(loaded.info, vocab_size=vocab_size))
+
+
+@pytest.mark.parametrize("backend", ["batch", "serial"])
+def test_only_the_paged_back_end_has_use_for_a_draft_model(loaded: LoadedModel, backend: str) -> None:
+    with pytest.raises(DraftRefused, match=f"the {backend} back end has no use for one"):
+        open_engine(loaded, backend, loaded)
+
+
+def test_what_cannot_be_paged_or_rewound_has_no_draft_model_and_is_none(loaded: LoadedModel) -> None:
+    for name, why in (
+        ("mamba", "recurrent state cannot be rewound"),
+        ("llama4", "asks for a ChunkedKVCache"),
+    ):
+        with pytest.raises(DraftRefused, match=f"cannot have the draft model.*({why})"):
+            open_engine(load(name), "auto", load("llama"))
+        with pytest.raises(DraftRefused, match=f"cannot be a draft model.*({why})"):
+            open_engine(load("llama"), "auto", load(name))
+    with pytest.raises(DraftRefused, match="speculation is turned off"):
+        open_engine(loaded, "auto", loaded, speculates=False)
+
+
+def test_a_draft_model_is_found_like_a_model(model_folder: Path) -> None:
+    opened = load_engine(str(model_folder), draft_model=str(model_folder), paged=PagedOptions(kv_blocks=20))
+    assert "draft model" in opened.engine.backend
+    with pytest.raises(ModelNotFound):
+        load_engine(str(model_folder), draft_model="/nowhere")

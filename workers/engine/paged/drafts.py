@@ -11,7 +11,7 @@ row learns all the time how good its guesses are, and needs no trial runs.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from itertools import accumulate, pairwise
 from math import log2
 from typing import NamedTuple
@@ -47,6 +47,14 @@ def accepted(drafts: Sequence[int], drawn: Sequence[int]) -> tuple[int, ...]:
         if draft != drawn[index]:
             return tuple(drawn[: index + 1])
     return tuple(drawn)
+
+
+class Source(StrEnum):
+    """Where guesses come from: the row's own text, what its grammar forces, a draft model."""
+
+    NGRAM = "ngram"
+    GRAMMAR = "grammar"
+    MODEL = "model"
 
 
 class Match(NamedTuple):
@@ -197,6 +205,11 @@ class Drafter:
         """What comes next by the row's grammar, if the model spells it in these tokens; replaces what was forced."""
         self._forced = tuple(token_ids)
 
+    @property
+    def source(self) -> Source:
+        """What the next guess comes from."""
+        return Source.GRAMMAR if self._forced else Source.NGRAM
+
     def guess(self, limit: int) -> tuple[int, ...]:
         """At most `limit` next tokens."""
         if self._forced:
@@ -246,6 +259,10 @@ class StepCosts:
         self._order: list[int] = []
         self._steps = 0
 
+    @property
+    def is_measured(self) -> bool:
+        return bool(self._measured)
+
     def observe(self, tokens: int, step_s: float) -> None:
         """A step of that many tokens (at least one), with nothing else in it, took that long."""
         self._steps += 1
@@ -293,53 +310,42 @@ def _prior(tokens: float) -> float:
     return 1 + PRIOR_SLOPE * tokens
 
 
+class Choice(NamedTuple):
+    """How many guesses of each row are checked, and the tokens per second that are expected of it."""
+
+    lengths: list[int]
+    tokens_per_s: float
+
+
 class DraftBudget:
     """How many guesses a batch checks in a step, so that the most tokens come out per second.
 
-    `is_padded`: a forward computes every row at the length of the longest; else only the tokens that are there.
+    A forward computes every row at the length of the longest.
     """
 
-    def __init__(self, *, is_padded: bool = True) -> None:
+    def __init__(self) -> None:
         self.costs = StepCosts()
-        self._is_padded = is_padded
         self._drafted_steps = 0
 
     def observe(self, lengths: Sequence[int], step_s: float) -> None:
         """A step of rows with these numbers of drafts, and without any prompt, took that long from token to token."""
-        drafted = (len(lengths) * max(lengths)) if self._is_padded else sum(lengths)
+        drafted = len(lengths) * max(lengths)
         self._drafted_steps = self._drafted_steps + 1 if drafted else 0
         self.costs.observe(len(lengths) + drafted, step_s)
 
-    def worthwhile(self, chances: Sequence[Sequence[float]]) -> bool:
-        """Whether `lengths` would check anything."""
-        return any(self.lengths(chances))
-
-    def lengths(self, chances: Sequence[Sequence[float]]) -> list[int]:
+    def choose(self, chances: Sequence[Sequence[float]], *, asked_tokens: int = 0, asked_s: float = 0.0) -> Choice:
         """For each row, how many of its guesses are checked; `chances[row]` as from `Drafter.chances`.
 
         All zero where checking gains less than `SMALLEST_GAIN`, and now and then, so that both costs stay known.
+        Each of the longest row's first `asked_tokens` guesses takes `asked_s` to be made, the others no time.
         """
         rows = len(chances)
-        if self._drafted_steps >= MOST_DRAFTED_STEPS or not any(chances):
-            return [0] * rows
-        if self._is_padded:
+        best, best_rate = 0, SMALLEST_GAIN * rows / self.costs.estimate_s(rows)
+        if self._drafted_steps < MOST_DRAFTED_STEPS and any(chances):
             ahead = range(max(map(len, chances)))
             right = accumulate(sum(row[index] for row in chances if len(row) > index) for index in ahead)
-            longest = self._best(rows, rows, right)
-            return [min(longest, len(row)) for row in chances]
-        drafts = [(-chance, index, row) for row, known in enumerate(chances) for index, chance in enumerate(known)]
-        drafts.sort()  # a row's chances fall: its drafts keep their order
-        chosen = self._best(rows, 1, accumulate(-chance for chance, _, _ in drafts))
-        lengths = [0] * rows
-        for _, _, row in drafts[:chosen]:
-            lengths[row] += 1
-        return lengths
-
-    def _best(self, rows: int, added_tokens: int, right: Iterable[float]) -> int:
-        """How many times to add that many tokens to a step, when so many drafts will be right after each time."""
-        best, best_rate = 0, SMALLEST_GAIN * rows / self.costs.estimate_s(rows)
-        for times, drafts in enumerate(right, 1):
-            rate = (rows + drafts) / self.costs.estimate_s(rows + times * added_tokens)
-            if rate > best_rate:
-                best, best_rate = times, rate
-        return best
+            for times, drafts in enumerate(right, 1):
+                step_s = self.costs.estimate_s(rows * (1 + times)) + asked_s * min(times, asked_tokens)
+                if (rows + drafts) / step_s > best_rate:
+                    best, best_rate = times, (rows + drafts) / step_s
+        return Choice([min(best, len(row)) for row in chances], best_rate)

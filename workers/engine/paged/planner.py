@@ -192,6 +192,15 @@ class Planner:
             if row.phase is Phase.DECODING:  # and not removed meanwhile
                 self._prefix.offer_tail(row)
 
+    def stretch(self, row: Row, tokens: int) -> int:
+        """Let a decoding row's table cover `tokens` tokens, as far as nobody misses the blocks for it.
+
+        Returns how many it covers. Each decoding row still finds a block for its newest token.
+        """
+        spare = max(0, self._pool.free_blocks - len(self.decoding))
+        row.table += self._pool.allocate(max(0, min(self._missing_blocks(row, tokens), spare)))
+        return len(row.table) * self._pool.block_tokens
+
     def _free(self, row: Row) -> None:
         """Give a row's blocks and slot back, although the device may still be at work on them.
 

@@ -21,6 +21,7 @@ from workers.engine.drawing import BatchSampler, Masks
 from workers.engine.guided import Guide, GuideCompiler, GuideFailed
 from workers.engine.paged.blocks import NULL_BLOCK, BlockPool
 from workers.engine.paged.cache import PagedModel
+from workers.engine.paged.draft_model import DraftModel, DraftPages
 from workers.engine.paged.drafts import accepted
 from workers.engine.paged.forwards import Batch, Flight, Forwards
 from workers.engine.paged.planner import PlanLimits, Planner, StepPlan
@@ -73,14 +74,15 @@ class PagedRunner:
         snapshots: int = 0,
         shares_prefixes: bool = True,
         speculates: bool = True,
+        draft: DraftPages | None = None,
         guides: GuideCompiler | None = None,
         store: PrefixStore | None = None,
         waits_for_stages: bool = False,
     ) -> None:
         """`root` names what a block's content depends on besides its tokens, `adapter_roots` the same for rows with an
-        adapter, by its name; `snapshots` are state slots behind the
-        rows' own. `waits_for_stages`: the device may still hold what a graph has read when the graph's results are
-        there (GPUs)."""
+        adapter, by its name; `snapshots` are state slots behind the rows' own; a `draft` guesses for a model without
+        state. `waits_for_stages`: the device may still hold what a graph has read when the graph's results are there
+        (GPUs)."""
         self.obeys_grammars = guides is not None
         self._model = model
         self._roots: dict[str | None, bytes] = {None: root}
@@ -89,9 +91,9 @@ class PagedRunner:
         self._waits_for_stages = waits_for_stages
         self._pool = BlockPool(model.blocks, model.block_tokens)
         kept = Snapshots(first=limits.rows, count=snapshots) if model.has_state else None
-        self._prefix = PrefixCache(
-            self._pool, enabled=shares_prefixes, window_tokens=model.window_tokens, snapshots=kept
-        )
+        # A draft model reads a row later than its target: no block may be given back before that.
+        window_tokens = None if draft else model.window_tokens
+        self._prefix = PrefixCache(self._pool, enabled=shares_prefixes, window_tokens=window_tokens, snapshots=kept)
         self._planner = Planner(self._pool, self._prefix, limits, has_state=model.has_state, snapshots=kept)
         # On disk are keys and values only, without the state that belongs to them.
         has_store = store is not None and shares_prefixes and not model.has_state
@@ -100,7 +102,13 @@ class PagedRunner:
         self._forwards = Forwards(model)
         self._sampler = BatchSampler(vocab_size)
         # Recurrent state cannot be rewound behind a wrong guess.
-        self._speculation = Speculation() if speculates and not model.has_state else None
+        guesser: DraftModel | None = None
+        if draft is not None:
+            chunk_tokens = limits.chunk_tokens
+            guesser = DraftModel(
+                draft, self._prefix, self._sampler, vocab_size, chunk_tokens, waits_for_stages=waits_for_stages
+            )
+        self._speculation = Speculation(guesser) if speculates and not model.has_state else None
         self._rows: dict[str, Row] = {}
         self._arrivals = 0
         self._flight: Flight | None = None
@@ -140,8 +148,8 @@ class PagedRunner:
             prefix_looked_up_tokens_total=self._prefix.looked_up_tokens_total,
             preemptions_total=self._planner.preemptions_total,
             wasted_rows_total=self._wasted_rows,
-            drafted_tokens_total=guesses.drafted_tokens_total if guesses else 0,
-            right_drafts_total=guesses.right_tokens_total if guesses else 0,
+            drafted_tokens_total=dict(guesses.drafted_tokens_total) if guesses else {},
+            right_drafts_total=dict(guesses.right_tokens_total) if guesses else {},
             disk_hit_blocks_total=disk.hits_total,
             disk_missed_blocks_total=disk.misses_total,
             disk_bytes=disk.bytes,
@@ -179,7 +187,7 @@ class PagedRunner:
         guesses, flight = self._speculation, self._flight
         if guesses is not None and flight is not None and (flight.drafts or guesses.pays(flight.rows)):
             tokens = self._take_all(self._landed())
-            guesses.guess([row for row in self._planner.decoding if row.draws_left])
+            guesses.guess([row for row in self._planner.decoding if row.draws_left], self._planner.stretch)
         if self._stored is not None:
             self._exchange(self._stored)
         planning_s = time.perf_counter()
@@ -191,6 +199,8 @@ class PagedRunner:
             tokens += self._take_all(landed)
             self._held_back, built.flight = built, self._draw(built.batch)
         else:
+            if guesses is not None and not plan.forwards:
+                guesses.follow(self._planner.decoding)
             tokens += self._dispatch(built, landed)
         self._count_times(time.perf_counter() - began_s)
         return tokens
@@ -298,7 +308,7 @@ class PagedRunner:
                 right = accepted(drafts, drawn) if drafts else drawn
                 tokens += self._take(row, flight, first, right, finite)
                 if drafts and self._speculation is not None:
-                    self._speculation.checked(len(drafts), len(right) - 1)
+                    self._speculation.checked(row, len(drafts), len(right) - 1)
             else:
                 self._wasted_rows += 1
             first += 1 + len(drafts)
@@ -347,9 +357,12 @@ class PagedRunner:
         """Tell the speculation how long a step took, from token to token."""
         now_s, last_s = time.perf_counter(), self._read_s
         self._read_s = now_s
-        if self._speculation is not None and last_s and not self._has_read_prompts:
+        if self._speculation is None:
+            return
+        aside_s = self._speculation.take_aside_s()
+        if last_s and not self._has_read_prompts:
             lengths = [len(drafts) for drafts in flight.drafts] or [0] * len(flight.rows)
-            self._speculation.timed(lengths, now_s - last_s)
+            self._speculation.timed(lengths, now_s - last_s - aside_s)
 
     def _count_times(self, step_s: float) -> None:
         now, total = self._times, self._times_total

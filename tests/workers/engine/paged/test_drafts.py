@@ -189,10 +189,6 @@ def step_ms(rows: int, longest: int) -> float:
     return PLAIN_MS[rows] * (1 + SLOPE[rows] * longest)
 
 
-def packed_step_ms(rows: int, drafts: int) -> float:
-    return 63 + 2.9 * (rows + drafts)
-
-
 def test_costs_are_interpolated_between_measured_ones_and_guessed_beyond() -> None:
     costs = StepCosts()
     assert costs.estimate_s(64) > costs.estimate_s(1) > 0
@@ -231,38 +227,43 @@ def test_old_costs_are_forgotten() -> None:
     st.lists(
         st.lists(st.floats(0.01, 1), max_size=8).map(lambda row: sorted(row, reverse=True)), min_size=1, max_size=6
     ),
-    st.booleans(),
+    st.integers(0, 8),
+    st.floats(0, 3),
 )
-def test_chosen_lengths_never_exceed_the_guesses(chances: list[list[float]], is_padded: bool) -> None:
-    budget = DraftBudget(is_padded=is_padded)
-    lengths = budget.lengths(chances)
-    assert all(0 <= length <= len(row) for length, row in zip(lengths, chances, strict=True))
-    assert budget.worthwhile(chances) == any(lengths)
+def test_chosen_lengths_never_exceed_the_guesses_and_what_must_be_asked_for_is_never_better(
+    chances: list[list[float]], asked_tokens: int, asked_s: float
+) -> None:
+    budget = DraftBudget()
+    free, asked = budget.choose(chances), budget.choose(chances, asked_tokens=asked_tokens, asked_s=asked_s)
+    for choice in (free, asked):
+        assert all(0 <= length <= len(row) for length, row in zip(choice.lengths, chances, strict=True))
+    assert asked.tokens_per_s <= free.tokens_per_s
 
 
 def test_free_verification_checks_everything_and_dear_verification_nothing() -> None:
     chances = [[0.9, 0.8, 0.7], [0.6], []]
-    for is_padded in (True, False):
-        free, dear = DraftBudget(is_padded=is_padded), DraftBudget(is_padded=is_padded)
-        for lengths in ([0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 1, 0], [3, 1, 0], [3, 3, 3]):
-            for _ in range(8):
-                free.observe(lengths, 1.0)
-                dear.observe(lengths, 1.0 + sum(lengths))
-        free.observe([0, 0, 0], 1.0)
-        dear.observe([0, 0, 0], 1.0)
-        assert free.lengths(chances) == [3, 1, 0]
-        assert dear.lengths(chances) == [0, 0, 0]
+    free, dear = DraftBudget(), DraftBudget()
+    for lengths in ([0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 3, 3]):
+        for _ in range(8):
+            free.observe(lengths, 1.0)
+            dear.observe(lengths, 1.0 + sum(lengths))
+    free.observe([0, 0, 0], 1.0)
+    dear.observe([0, 0, 0], 1.0)
+    assert free.choose(chances).lengths == [3, 1, 0]
+    assert dear.choose(chances).lengths == [0, 0, 0]
+    assert free.choose(chances, asked_tokens=3, asked_s=5.0).lengths == [0, 0, 0]
+    assert free.choose(chances, asked_tokens=3, asked_s=0.01).lengths == [3, 1, 0]
 
 
 def test_after_many_checking_steps_one_plain_step_is_measured() -> None:
     budget = DraftBudget()
     chances = [[0.99] * 8]
     for _ in range(MOST_DRAFTED_STEPS):
-        assert budget.worthwhile(chances)
-        budget.observe(budget.lengths(chances), 1.0)
-    assert not budget.worthwhile(chances)
+        assert any(budget.choose(chances).lengths)
+        budget.observe(budget.choose(chances).lengths, 1.0)
+    assert not any(budget.choose(chances).lengths)
     budget.observe([0], 0.8)
-    assert budget.worthwhile(chances)
+    assert any(budget.choose(chances).lengths)
 
 
 # --- whole runs on paper ----------------------------------------------------------------------------------------------
@@ -310,13 +311,12 @@ def moods(chaos: random.Random) -> Text:
 class PaperRunner:
     """Rows that write given texts, as a runner would: plain steps are built ahead, checking ones cannot be."""
 
-    def __init__(self, texts: Sequence[Text], seed: int, *, is_padded: bool = True) -> None:
+    def __init__(self, texts: Sequence[Text], seed: int) -> None:
         self.texts = list(texts)
         self.chaos = random.Random(seed)
-        self.is_padded = is_padded
         self.drafters = [Drafter(list(islice(text, 400))) for text in self.texts]
         self.coming = [list(islice(text, MOST_DRAFTS + 1)) for text in self.texts]
-        self.budget = DraftBudget(is_padded=is_padded)
+        self.budget = DraftBudget()
         self.tokens, self.spent_ms, self.plain_ms = 0, 0.0, 0.0
 
     @property
@@ -328,7 +328,7 @@ class PaperRunner:
 
     def step(self, lengths: list[int], unbuilt_ms: float) -> None:
         rows = len(lengths)
-        took_ms = step_ms(rows, max(lengths)) if self.is_padded else packed_step_ms(rows, sum(lengths))
+        took_ms = step_ms(rows, max(lengths))
         took_ms = (took_ms + unbuilt_ms) * self.chaos.lognormvariate(0, 0.1) * (8 if self.chaos.random() < 0.005 else 1)
         tokens = 0
         for drafter, length, text, coming in zip(self.drafters, lengths, self.texts, self.coming, strict=True):
@@ -337,7 +337,7 @@ class PaperRunner:
             coming[:] = [*coming[len(taken) :], *islice(text, len(taken))]
             tokens += len(taken)
         self.budget.observe(lengths, took_ms / 1000)
-        base_ms = step_ms(rows, 0) if self.is_padded else packed_step_ms(rows, 0)
+        base_ms = step_ms(rows, 0)
         self.tokens += tokens
         self.plain_ms += base_ms * tokens / rows * 1.045  # the mean of the disturbances above
         self.spent_ms += took_ms
@@ -347,17 +347,17 @@ class PaperRunner:
         checks = False
         for _ in range(steps):
             if checks:
-                lengths = self.budget.lengths(self.chances())
+                lengths = self.budget.choose(self.chances()).lengths
                 self.step(lengths, UNBUILT_MS)
                 checks = any(lengths)
             else:
-                checks = self.budget.worthwhile(self.chances())  # known while the next step is under way
+                checks = any(self.budget.choose(self.chances()).lengths)  # known while the next step is under way
                 self.step(nothing, 0.0)
         return self
 
 
-def paper(kind: Callable[[random.Random], Text], rows: int, *, is_padded: bool = True) -> PaperRunner:
-    return PaperRunner([kind(random.Random(row)) for row in range(rows)], rows, is_padded=is_padded)
+def paper(kind: Callable[[random.Random], Text], rows: int) -> PaperRunner:
+    return PaperRunner([kind(random.Random(row)) for row in range(rows)], rows)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 8, 16])
@@ -381,13 +381,3 @@ def test_text_that_does_not_repeat_itself_loses_nearly_nothing(
 @pytest.mark.parametrize(("rows", "goal"), [(1, 1.3), (4, 1.0), (8, 0.97), (16, 0.97)])
 def test_changing_moods_gain_where_they_can(rows: int, goal: float) -> None:
     assert paper(moods, rows).run(1000).gain >= goal
-
-
-@pytest.mark.parametrize("rows", [4, 8, 16])
-def test_half_the_rows_repeating_themselves_gain_most_when_nothing_is_padded(rows: int) -> None:
-    def half(chaos: random.Random) -> Text:
-        return noise(chaos) if chaos.randrange(2) else loop(chaos)
-
-    padded, packed = paper(half, rows).run(600), paper(half, rows, is_padded=False).run(600)
-    assert padded.gain >= 0.97
-    assert packed.gain >= max(padded.gain, 1.2)
