@@ -234,19 +234,19 @@ def _open_paged(
         store=_open_store(options.store, info.path, pages) if options.store else None,
         waits_for_stages=installed_backend() is not Backend.CPU,
     )
-    layers = ", ".join(f"{count} {kind}" for kind, count in pages.kinds.items() if count)
-    cache = f"{blocks} blocks of {size} tokens, {blocks * pages.block_bytes >> 20} MiB{_said_of_bits(pages)}"
-    said = f"{cache}; layers: {layers}"
+    said = _said_of(pages, blocks)
     if draft is not None:
         said += f"; draft model {draft.info.path.name}, {blocks * draft_bytes >> 20} MiB"
     return Choice(runner, said)
 
 
-def _said_of_bits(pages: PagedModel) -> str:
-    if pages.kv_bits is None:
-        return ""
-    kept = ", recurrent state as computed" if pages.has_state else ""
-    return f"; keys and values in {pages.kv_bits} bits{kept}"
+def _said_of(pages: PagedModel, blocks: int) -> str:
+    said = f"{blocks} blocks of {pages.block_tokens} tokens, {blocks * pages.block_bytes >> 20} MiB"
+    if pages.kv_bits is not None:
+        kept = ", recurrent state as computed" if pages.has_state else ""
+        said += f"; keys and values in {pages.kv_bits} bits{kept}"
+    layers = ", ".join(f"{count} {kind}" for kind, count in pages.kinds.items() if count)
+    return f"{said}; layers: {layers}"
 
 
 def _open_store(options: StoreOptions, model: Path, pages: PagedModel) -> PrefixStore:

@@ -51,7 +51,7 @@ def test_guesses_at_coming_tokens_change_nothing(name: str, prompt: Make, seed: 
     engine._runner._speculation = RashSpeculation(name, dice)  # type: ignore[attr-defined]
     course = play(engine, adapted(dice.sample(prompts(prompt), 7), dice), dice)
     assert course.differences(name) == []
-    assert engine.stats().drafted_tokens_total > 0
+    assert sum(engine.stats().drafted_tokens_total.values()) > 0
 
 
 def test_rows_that_lost_their_blocks_go_on_with_their_adapter(prompt: Make) -> None:

@@ -89,8 +89,14 @@ class Compared(PagedModel):
 
     compared = 0
 
-    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Sequence[int] = ()) -> mx.array:
-        logits = super().forward(input_ids, layout, slots)
+    def forward(
+        self,
+        input_ids: mx.array,
+        layout: ForwardLayout,
+        slots: Sequence[int] = (),
+        adapters: Sequence[str | None] = (),
+    ) -> mx.array:
+        logits = super().forward(input_ids, layout, slots, adapters)
         mx.eval(logits, self.pools())
         assert isinstance(self._reader, GatherReader)
         for window in {layer.window for layer in self._layers}:

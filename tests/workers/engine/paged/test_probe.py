@@ -96,12 +96,12 @@ def test_rows_with_each_others_blocks_are_found(direct: bool, kv_bits: int | Non
 class FarSighted(PagedModel):
     """A mask that is wrong by one key: the window of sliding layers is a token too long."""
 
-    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = ()) -> mx.array:
+    def forward(self, input_ids: mx.array, layout: ForwardLayout, slots: Any = (), adapters: Any = ()) -> mx.array:
         for layer in self._layers:
             if layer.window is not None and layer.window % 2 == 0:
                 layer.window += 1
                 self._reader.adds(layer.pool, layer.window)  # type: ignore[arg-type]
-        return super().forward(input_ids, layout, slots)
+        return super().forward(input_ids, layout, slots, adapters)
 
 
 @pytest.mark.parametrize("kv_bits", [None, 8])
