@@ -139,7 +139,7 @@ def end_error(end: End) -> ApiError:
         case JobState.DEAD:
             text = message or "Workers died while running this job."
             return ApiError(500, text, kind=SERVER_ERROR, code="worker_lost", headers=final)
-        case _ if code == "context_length_exceeded":
+        case _ if code in ("context_length_exceeded", "invalid_request"):
             return ApiError(400, message, code=code)
         case _:
             text = message or "The engine failed."

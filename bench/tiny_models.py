@@ -118,6 +118,7 @@ def load_tiny(architecture: str, **changes: Any) -> LoadedModel:
         special_tokens={},
         think_start=None,
         think_end=None,
+        tool_format=None,
         has_tool_calling=False,
         tool_call_start=None,
         tool_call_end=None,

@@ -34,6 +34,7 @@ class ModelCard:
     """What an API node must know of a model to render, count and bound a prompt without its files.
 
     `adapters` are names that can be asked for like a model's.
+    `tool_format` is the name of mlx-lm's parser for the model's tool calls.
     """
 
     name: str
@@ -55,6 +56,8 @@ class ModelCard:
     weight_bytes: int
     state: str = "loaded"
     adapters: tuple[str, ...] = ()
+    obeys_grammars: bool = False
+    tool_format: str | None = None
 
 
 class Served(NamedTuple):

@@ -35,6 +35,9 @@ class PromptFormat:
         self._template: Template | None = None
         content = json.loads(tokenizer_json)
         self._is_byte_level = "ByteLevel" in _decoders(content.get("decoder"))
+        self._special = {
+            token["content"]: token["id"] for token in content.get("added_tokens") or () if _is_special(token)
+        }
         self._added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None, **extra: Any) -> str:
@@ -66,6 +69,10 @@ class PromptFormat:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text, special tokens included."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the token that is written so and is no text for a grammar; None where there is no such token."""
+        return self._special.get(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for (what OpenAI's logprobs call `bytes`)."""
@@ -112,6 +119,12 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _is_special(added_token: Mapping[str, Any]) -> bool:
+    """As llguidance sees it: declared special, or in angle brackets."""
+    content = added_token["content"]
+    return bool(added_token.get("special")) or (content.startswith("<") and content.endswith(">"))
 
 
 def _decoders(decoder: Mapping[str, Any] | None) -> set[str]:

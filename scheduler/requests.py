@@ -12,6 +12,8 @@ from typing import Any
 
 import msgpack
 
+from scheduler.grammars import Grammar, GrammarKind
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -45,6 +47,7 @@ class JobRequest:
 
     `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones.
     `adapter` names one of the model's adapters, None for the model as it is.
+    The text of every answer obeys the `grammar`.
     `rendering` is the edge's own note on how to put the answer into the caller's protocol; the core never reads it.
     """
 
@@ -56,6 +59,7 @@ class JobRequest:
     stopping: Stopping
     logprobs: int | None = None
     adapter: str | None = None
+    grammar: Grammar | None = None
     rendering: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,6 +84,8 @@ class JobRequest:
         """To msgpack; `decode` is its inverse (lists inside `rendering` come back as tuples)."""
         body = field_values(self)
         body |= {"sampling": field_values(self.sampling), "stopping": field_values(self.stopping)}
+        if self.grammar is not None:
+            body["grammar"] = {"kind": self.grammar.kind.value, "text": self.grammar.text}
         return bytes(msgpack.packb(body))
 
     @staticmethod
@@ -89,6 +95,8 @@ class JobRequest:
         body = _known(JobRequest, raw)
         body["sampling"] = Sampling(**_known(Sampling, raw["sampling"]))
         body["stopping"] = Stopping(**_known(Stopping, raw["stopping"]))
+        if grammar := raw.get("grammar"):
+            body["grammar"] = Grammar(GrammarKind(grammar["kind"]), grammar["text"])
         return JobRequest(**body)
 
     def params(self) -> dict[str, Any]:
@@ -104,6 +112,7 @@ class JobRequest:
             "min_tokens": self.stopping.min_tokens,
             "stop": len(self.stopping.strings) + len(self.stopping.token_ids),
             "ignore_eos": self.stopping.ignore_eos,
+            "grammar": self.grammar.kind.value if self.grammar else None,
         }
 
 

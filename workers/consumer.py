@@ -24,7 +24,7 @@ from scheduler.job_ids import shard_of
 from scheduler.jobs import Lane
 from scheduler.queue import Claimed, Heartbeat, JobQueue
 from scheduler.tokens import Emission, EmitCode, TokenLog
-from workers.engine import Chunk, FinishReason, Prompt, SamplingParams, StopRule
+from workers.engine import Chunk, FinishReason, Grammar, GrammarKind, Prompt, SamplingParams, StopRule
 from workers.engine_thread import EngineThread
 from workers.held import HeldJob
 
@@ -223,7 +223,8 @@ class Consumer:
             return
         failed = next((chunk for chunk in chunks if chunk.finish_reason is FinishReason.ERROR), None)
         if failed is not None:
-            job.error = ("engine_error", failed.error or "The engine failed.")
+            code = "invalid_request" if failed.refused else "engine_error"
+            job.error = (code, failed.error or "The engine failed.")
             await self._end(job, EventType.FAILED)
         elif any(chunk.finish_reason is FinishReason.CANCELLED for chunk in chunks):
             await self._end(job, job.ending or EventType.CANCELLED)
@@ -285,6 +286,7 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
         resume_ids=tuple(job.choices[index].token_ids),
         priority=PRIORITY[job.claimed.lane],
         adapter=request.adapter,
+        grammar=Grammar(GrammarKind(request.grammar.kind), request.grammar.text) if request.grammar else None,
     )
 
 

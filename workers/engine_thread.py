@@ -82,6 +82,7 @@ class EngineThread:
         self.stats = EngineStats(running=0)
         self.description = ""  # of what computes, once the model is loaded
         self.context_tokens: int | None = None  # the most that a sequence may have; None: no bound is known
+        self.obeys_grammars = False
         self._step_began_s: float | None = None
 
     def start(self) -> ModelInfo:
@@ -131,6 +132,7 @@ class EngineThread:
             )
             self._info = loaded.info
             self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens
+            self.obeys_grammars = loaded.engine.obeys_grammars
             self.stats = loaded.engine.stats()
             _let_compute_wait()
             self._loaded.set()
@@ -206,5 +208,5 @@ def _submit(engine: Engine, prompt: Prompt) -> Sequence[Chunk]:
     try:
         engine.submit(prompt)
     except InvalidPrompt as error:
-        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error))]
+        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error), refused=True)]
     return []

@@ -89,6 +89,7 @@ class ModelProcess:
         card = replace(
             model_card(self._name, info, self._engine.stats.backend, self._engine.context_tokens),
             adapters=tuple(sorted(self._settings.adapters)),
+            obeys_grammars=self._engine.obeys_grammars,
         )
         log.info("engine", backend=self._engine.description)
         self._lease.start()
@@ -223,6 +224,7 @@ def model_card(name: str, info: ModelInfo, engine: str, context_tokens: int | No
         engine=engine,
         parameters=info.parameters,
         weight_bytes=info.weight_bytes,
+        tool_format=info.tool_format,
     )
 
 

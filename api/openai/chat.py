@@ -10,6 +10,8 @@ from typing import Any
 
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
+from api.openai.call_grammar import CallChoice, OfferedFunction, call_binding, can_bind_calls
+from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible
 from api.openai.messages import template_messages, template_tools
 from api.openai.parameters import LANE_TIERS, asked_lane, canonical_hash, ignored_fields, sampling, stopping
 from api.openai.rendering import RenderingNote
@@ -32,6 +34,8 @@ class ChatDraft:
     body: ChatRequest
     tools: list[dict[str, Any]]
     ignored: list[str]
+    binding: Binding | None
+    calls: CallChoice | None
 
     @property
     def kind(self) -> str:
@@ -81,7 +85,8 @@ class ChatDraft:
             text, ids = self._encode(prompts, messages, variables)
         max_tokens = prompts.bound(len(ids), self.max_tokens)
         markers = self._call_markers(card)
-        single_call = markers is not None and self.body.parallel_tool_calls is False
+        single_call = markers is not None and self.calls is not None and self.calls.single
+        binding = await asyncio.to_thread(self._bind, card, prompts, text) if self.binding or self.calls else None
         return JobRequest(
             kind=CHAT_KIND,
             model=card.name,
@@ -90,8 +95,25 @@ class ChatDraft:
             sampling=sampling(self.body, card),
             stopping=stopping(self.body, card, max_tokens, *(markers or ())[1:] * single_call),
             logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
-            rendering=self._note(card, lane, text, len(ids)).as_dict(),
+            grammar=binding.grammar if binding else None,
+            rendering=self._note(card, lane, text, len(ids), bound=binding is not None).as_dict(),
         )
+
+    def _bind(self, card: ModelCard, prompts: PromptFormat, text: str) -> Binding | None:
+        """What binds the answer's form. Raises ApiError."""
+        if self.binding is not None:
+            check(self.binding, card)
+        calls = self.calls
+        is_loose = calls is not None and not calls.forced and self.binding is None
+        if calls is not None and is_loose and calls.has_strict and not can_bind_calls(card):
+            strict = [f"{function.path}.strict" for function in calls.functions if function.definition.strict]
+            self.ignored.extend(strict)  # agents always send it: said, not refused
+            calls = None
+        if calls is not None and (calls.forced or calls.has_strict or self.binding is not None):
+            binding = call_binding(calls, self.binding, card, prompts, text)
+            check_compatible(binding.param, self.body)
+            return binding
+        return self.binding and behind_thinking(self.binding, card, prompts, text)
 
     def _encode(
         self, prompts: PromptFormat, messages: list[dict[str, Any]], variables: Mapping[str, Any]
@@ -125,7 +147,7 @@ class ChatDraft:
             return None
         return card.tool_call_start, card.tool_call_end
 
-    def _note(self, card: ModelCard, lane: Lane, prompt: str, prompt_tokens: int) -> RenderingNote:
+    def _note(self, card: ModelCard, lane: Lane, prompt: str, prompt_tokens: int, *, bound: bool) -> RenderingNote:
         body = self.body
         options = body.stream_options
         call = self._call_markers(card)
@@ -143,7 +165,8 @@ class ChatDraft:
             think=think,
             in_thinking=think is not None and prompt.rstrip().endswith(think[0]),
             call=call,
-            single_call=call is not None and body.parallel_tool_calls is False,
+            bound_calls=call is not None and self.calls is not None and bound,
+            single_call=call is not None and self.calls is not None and self.calls.single,
             user=body.user,
             metadata=body.metadata,
         )
@@ -154,8 +177,12 @@ def chat_draft(body: ChatRequest) -> ChatDraft:
     ignored = ignored_fields(body)
     _check_options(body)
     offered, more = template_tools(body.tools or [])
-    _check_tool_choice(body, offered)
-    return ChatDraft(body, [] if body.tool_choice == "none" else offered, ignored + more)
+    calls = _call_choice(body)
+    binding = asked_binding(body, body.response_format)
+    bound = binding.param if binding else "tool_choice" if calls and calls.forced else None
+    if bound and body.continue_final_message:
+        raise InvalidParameter("continue_final_message", f"Not together with {bound!r}, which binds a whole text.")
+    return ChatDraft(body, [] if body.tool_choice == "none" else offered, ignored + more, binding, calls)
 
 
 def _check_options(body: ChatRequest) -> None:
@@ -163,8 +190,6 @@ def _check_options(body: ChatRequest) -> None:
         raise InvalidParameter("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs", "top_logprobs needs logprobs: true.")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise Unsupported("response_format", "Guided output (json_object, json_schema) is not built yet.")
     for name in RESERVED_VARIABLES:
         if name in (body.chat_template_kwargs or {}):
             raise InvalidParameter(f"chat_template_kwargs.{name}", "The server sets this variable itself.")
@@ -178,12 +203,38 @@ def _check_continuation(body: ChatRequest) -> None:
         raise InvalidParameter("continue_final_message", "The last message must be an assistant's, with content.")
 
 
-def _check_tool_choice(body: ChatRequest, offered: list[dict[str, Any]]) -> None:
-    if body.tool_choice in (None, "none", "auto"):
-        if body.tool_choice == "auto" and not offered and not body.tools:
-            raise InvalidParameter("tool_choice", "tool_choice: auto needs tools.")
-        return
-    raise Unsupported("tool_choice", "Only none and auto: forced calls need guided decoding, which is not built yet.")
+def _call_choice(body: ChatRequest) -> CallChoice | None:
+    """The functions that may be called. Raises ApiError for a choice that cannot be met."""
+    tools = body.tools or []
+    choice = body.tool_choice or "auto"
+    if body.tool_choice not in (None, "none") and not tools:
+        raise InvalidParameter("tool_choice", f"tool_choice: {choice} needs tools.")
+    functions = [
+        OfferedFunction(f"tools.{index}.function", tool.function)
+        for index, tool in enumerate(tools)
+        if tool.type == "function" and tool.function is not None
+    ]
+    if isinstance(choice, dict):
+        functions = _named(choice, functions)
+    elif choice == "required" and not functions:
+        raise InvalidParameter("tool_choice", "tool_choice: required needs a tool of type function.")
+    if choice == "none" or not functions:
+        return None
+    return CallChoice(functions, choice != "auto", isinstance(choice, dict) or body.parallel_tool_calls is False)
+
+
+def _named(choice: dict[str, Any], functions: list[OfferedFunction]) -> list[OfferedFunction]:
+    """The one function that a choice names."""
+    if choice.get("type") != "function":
+        raise Unsupported("tool_choice.type", "Known: function.")
+    asked = choice.get("function")
+    name = asked.get("name") if isinstance(asked, dict) else None
+    if not isinstance(name, str):
+        raise InvalidParameter("tool_choice.function.name", "The function to be called needs a name.")
+    named = [function for function in functions if function.definition.name == name]
+    if not named:
+        raise InvalidParameter("tool_choice.function.name", f"No function {name!r} is among the tools.")
+    return named[:1]
 
 
 def _cut_after(text: str, content: str) -> str:

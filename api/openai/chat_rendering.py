@@ -8,7 +8,7 @@ from typing import Any
 
 from api.openai.rendering import RenderingNote, TokenBytes, finite, stream_extras, token_text, usage
 from api.openai.segments import Markers, Piece, SegmentKind, SegmentSplitter
-from api.openai.tool_calls import parse_call
+from api.openai.tool_calls import CallReader, ToolCall, parse_call
 from scheduler.frames import Chunk, End
 
 
@@ -20,6 +20,8 @@ class _Choice:
         self._call_start, self._call_end = note.call or ("", "")
         self._seed = f"{job_id}:{index}"
         self._single_call = note.single_call
+        self._bound_calls = note.bound_calls
+        self._reader = CallReader()
         self.content: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[dict[str, Any]] = []
@@ -68,6 +70,8 @@ class _Choice:
                 reasoning.append(piece.text)
             else:
                 self._call(piece, content, calls)
+        if self._bound_calls and self._splitter.open_call is not None:
+            calls += self._grow(self._splitter.open_call)
         self.content += content
         self.reasoning += reasoning
         delta: dict[str, Any] = {}
@@ -81,16 +85,36 @@ class _Choice:
 
     def _call(self, piece: Piece, content: list[str], calls: list[dict[str, Any]]) -> None:
         """A call, or its text where it is broken."""
+        if self._bound_calls:
+            calls += self._grow(piece.text)
+            was_read, self._reader = self._reader.name is not None, CallReader()
+            if was_read:  # perhaps cut off by its length: its arguments are what came
+                return
         call = parse_call(piece.text) if piece.kind is SegmentKind.CALL else None
         if call is None:
             self.unparsed_calls += 1
             closing = self._call_end if piece.kind is SegmentKind.CALL else ""
             content.append(f"{self._call_start}{piece.text}{closing}")
             return
+        calls.append(self._add(call))
+
+    def _grow(self, inside: str) -> list[dict[str, Any]]:
+        """The delta of a call that is being written; none while its name is not known."""
+        is_known = self._reader.name is not None
+        arguments = self._reader.read(inside)
+        if self._reader.name is None:
+            return []
+        if not is_known:
+            return [self._add(ToolCall(self._reader.name, arguments))]
+        self.calls[-1]["function"]["arguments"] += arguments
+        return [{"index": len(self.calls) - 1, "function": {"arguments": arguments}}] if arguments else []
+
+    def _add(self, call: ToolCall) -> dict[str, Any]:
+        """Take a call in and return its first delta."""
         digest = hashlib.sha256(f"{self._seed}:{len(self.calls)}".encode()).hexdigest()
-        entry = call.as_object(f"call_{digest[:24]}")
-        calls.append({"index": len(self.calls), **entry})
-        self.calls.append(entry)
+        call_id = f"call_{digest[:24]}"
+        self.calls.append(call.as_object(call_id))
+        return {"index": len(self.calls) - 1, **call.as_object(call_id)}
 
 
 class ChatRenderer:

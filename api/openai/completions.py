@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
+from api.openai.guiding import Binding, asked_binding, check
 from api.openai.parameters import (
     LANE_TIERS,
     asked_lane,
@@ -38,6 +39,7 @@ class CompletionDraft:
 
     body: CompletionRequest
     ignored: list[str]
+    binding: Binding | None
 
     @property
     def kind(self) -> str:
@@ -76,6 +78,8 @@ class CompletionDraft:
             encoded = await asyncio.to_thread(_encode, listed, card, prompts)
         else:
             encoded = _encode(listed, card, prompts)
+        if self.binding is not None:
+            await asyncio.to_thread(check, self.binding, card)
         asked = self.body.max_tokens or DEFAULT_MAX_TOKENS
         longest = max(len(ids) for ids in encoded)
         max_tokens = prompts.bound(longest, asked)
@@ -88,6 +92,7 @@ class CompletionDraft:
             sampling=sampling(self.body, card),
             stopping=stopping(self.body, card, max_tokens),
             logprobs=self.body.logprobs,
+            grammar=self.binding.grammar if self.binding else None,
             rendering=self._note(lane, encoded, echo).as_dict(),
         )
 
@@ -119,7 +124,7 @@ def completion_draft(body: CompletionRequest) -> CompletionDraft:
         raise Unsupported("echo", "Not together with logprobs: the prompt's log probabilities are not computed.")
     if len(_listed(body.prompt)) * n > MAX_CHOICES:
         raise InvalidParameter("prompt", f"Prompts times n may be {MAX_CHOICES} at most.")
-    return CompletionDraft(body, ignored)
+    return CompletionDraft(body, ignored, asked_binding(body))
 
 
 def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

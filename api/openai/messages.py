@@ -22,7 +22,7 @@ def template_messages(messages: list[Message], card: ModelCard) -> list[dict[str
 
 
 def template_tools(tools: list[Tool]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Function tools for the template, and the paths of what is ignored: tools of other types, and `strict`."""
+    """Function tools for the template, and the paths of what is ignored: tools of other types."""
     offered: list[dict[str, Any]] = []
     ignored: list[str] = []
     for index, tool in enumerate(tools):
@@ -31,8 +31,6 @@ def template_tools(tools: list[Tool]) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         if tool.function is None:
             raise InvalidParameter(f"tools.{index}.function", "A function tool needs 'function'.")
-        if tool.function.strict:  # calls are not bound by a grammar yet: said, not refused, since agents always send it
-            ignored.append(f"tools.{index}.function.strict")
         function = tool.function.model_dump(exclude_unset=True, exclude={"strict"})
         offered.append({"type": "function", "function": function})
     return offered, ignored

@@ -49,12 +49,9 @@ NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "mm_processor_kwargs": (),
     "kv_transfer_params": (),
-    "structured_outputs": (),
     "structural_tag": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
     "thinking_token_budget": (),
 }
 """Documented fields without an implementation: only the values that ask for nothing (or null) are accepted."""
@@ -73,6 +70,8 @@ def ignored_fields(body: Generation) -> list[str]:
     unknown = [name for name in extra if name not in NO_OPS]
     if body.stream_options is not None:
         unknown += [f"stream_options.{name}" for name in body.stream_options.model_extra or {}]
+    if body.structured_outputs is not None:
+        unknown += [f"structured_outputs.{name}" for name in body.structured_outputs.model_extra or {}]
     return [name for name in unknown if _HEADER_SAFE.fullmatch(name)][:20]
 
 

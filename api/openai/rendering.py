@@ -26,6 +26,7 @@ class RenderingNote:
     """What a renderer must know besides the frames; travels in `JobRequest.rendering`.
 
     `think` and `call` are the markers around reasoning and, where tools were offered, around calls.
+    `bound_calls`: a grammar keeps calls in their format, so that their arguments can be told while they are written.
     `prompt_tokens` and `choices` are here because a stored result has no prompts any more.
     """
 
@@ -42,6 +43,7 @@ class RenderingNote:
     in_thinking: bool = False
     call: tuple[str, str] | None = None
     single_call: bool = False
+    bound_calls: bool = False
     echo: tuple[str, ...] = ()
     user: str | None = None
     metadata: dict[str, str] | None = None

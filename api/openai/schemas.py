@@ -93,10 +93,30 @@ class Tool(Body):
     function: FunctionDefinition | None = None
 
 
+class JsonSchemaFormat(Body):
+    """A JSON Schema for the answer; it binds whether `strict` or not."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(Body):
-    """Only {"type": "text"} for now."""
+    """text, json_object, or json_schema."""
 
     type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Body):
+    """vLLM's: one of them binds the answer's form."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = Field(None, min_length=1)
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    grammar: str | None = Field(None, min_length=1, description="Lark, with a rule `start`.")
+    json_object: bool | None = None
 
 
 class StreamOptions(Body):
@@ -138,6 +158,11 @@ class Generation(Body):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0)
     stop_token_ids: TokenIds | None = Field(None, max_length=64)
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = Field(None, min_length=1)
+    guided_choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    guided_grammar: str | None = Field(None, min_length=1, description="Lark, with a rule `start`.")
     priority: int | None = Field(None, description="Below 0: lane high, above 0: lane low.")
 
 

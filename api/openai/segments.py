@@ -57,6 +57,11 @@ class SegmentSplitter:
         """Is the text so far inside a think block?"""
         return self._read == self._read_reasoning
 
+    @property
+    def open_call(self) -> str | None:
+        """The inside so far of a call that is being written, perhaps with a beginning of its end marker."""
+        return self._held if self._read == self._read_call else None
+
     def push(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
         self._held += text

@@ -75,6 +75,8 @@ def make_card(**changes: Any) -> ModelCard:
         engine="scripted",
         parameters=1,
         weight_bytes=4,
+        obeys_grammars=True,
+        tool_format="json_tools",
     )
     return replace(card, **changes)
 

@@ -26,6 +26,16 @@ def completion_body(**changes: Any) -> dict[str, Any]:
     return {"model": MODEL, "prompt": "Hi", **changes}
 
 
+def schema_body(schema: Any) -> dict[str, Any]:
+    """A request for JSON of a schema."""
+    return chat_body(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+
+def call_body(choice: Any, **function: Any) -> dict[str, Any]:
+    """A request with one tool."""
+    return chat_body(tools=[{"type": "function", "function": {"name": "f", **function}}], tool_choice=choice)
+
+
 def only(message: dict[str, Any]) -> dict[str, Any]:
     """A conversation of one message."""
     return chat_body(messages=[message])
@@ -87,6 +97,18 @@ INVALID_CHAT: list[tuple[dict[str, Any], str]] = [
     (chat_body(tools=[{"type": "function", "function": {"name": ""}}]), "tools.0.function.name"),
     (chat_body(tools="x"), "tools"),
     (chat_body(tool_choice="auto"), "tool_choice"),
+    (chat_body(tool_choice="required"), "tool_choice"),
+    (chat_body(tool_choice="required", tools=[{"type": "web_search"}]), "tool_choice"),
+    (call_body({"type": "function", "function": {"name": "g"}}), "tool_choice.function.name"),
+    (call_body({"type": "function"}), "tool_choice.function.name"),
+    (call_body("required", strict=True, parameters={"not": {}}), "tools.0.function.parameters"),
+    (call_body("auto", strict=True, parameters={"not": {}}), "tools.0.function.parameters"),
+    (call_body("required") | {"ignore_eos": True}, "ignore_eos"),
+    (
+        call_body("required")
+        | {"messages": [USER, {"role": "assistant", "content": "x"}], "continue_final_message": True},
+        "continue_final_message",
+    ),
     (chat_body(reasoning_effort="huge"), "reasoning_effort"),
     (chat_body(top_k=-2), "top_k"),
     (chat_body(min_p=2), "min_p"),
@@ -98,6 +120,28 @@ INVALID_CHAT: list[tuple[dict[str, Any], str]] = [
     (chat_body(chat_template_kwargs={"messages": []}), "chat_template_kwargs.messages"),
     (chat_body(continue_final_message=True), "continue_final_message"),
     (chat_body(metadata={"k": 5}), "metadata.k"),
+    (chat_body(response_format={"type": "json_schema"}), "response_format.json_schema"),
+    (schema_body(None), "response_format.json_schema"),
+    (schema_body(5), "response_format.json_schema.schema"),
+    (schema_body({"properties": {"a": {"not": {}}}}), "response_format.json_schema.schema"),
+    (schema_body({"type": "no such type"}), "response_format.json_schema.schema"),
+    (schema_body({}) | {"min_tokens": 3}, "min_tokens"),
+    (schema_body({}) | {"ignore_eos": True}, "ignore_eos"),
+    (schema_body({}) | {"guided_regex": "x"}, "guided_regex"),
+    (chat_body(guided_json="{"), "guided_json"),
+    (chat_body(guided_json="[]"), "guided_json"),
+    (chat_body(guided_regex="("), "guided_regex"),
+    (chat_body(guided_choice=[]), "guided_choice"),
+    (chat_body(structured_outputs={}), "structured_outputs"),
+    (chat_body(structured_outputs={"regex": "(?=x)"}), "structured_outputs.regex"),
+    (
+        chat_body(
+            messages=[USER, {"role": "assistant", "content": "x"}],
+            continue_final_message=True,
+            response_format={"type": "json_object"},
+        ),
+        "continue_final_message",
+    ),
     (chat_body(user=5), "user"),
 ]
 
@@ -107,16 +151,10 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
         "messages.0.content.0.type",
     ),
     (only({"role": "user", "content": [{"type": "input_audio"}]}), "messages.0.content.0.type"),
-    (chat_body(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required"), "tool_choice"),
-    (
-        chat_body(
-            tools=[{"type": "function", "function": {"name": "f"}}],
-            tool_choice={"type": "function", "function": {"name": "f"}},
-        ),
-        "tool_choice",
-    ),
-    (chat_body(response_format={"type": "json_object"}), "response_format"),
-    (chat_body(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}), "response_format"),
+    (call_body({"type": "allowed_tools"}), "tool_choice.type"),
+    (chat_body(response_format={"type": "structural_tag"}), "response_format.type"),
+    (chat_body(structured_outputs={"structural_tag": "x"}), "structured_outputs.structural_tag"),
+    (chat_body(guided_grammar='start: "a"'), "guided_grammar"),
     (chat_body(store=True), "store"),
     (chat_body(modalities=["text", "audio"]), "modalities"),
     (chat_body(audio={"voice": "x"}), "audio"),
@@ -125,8 +163,6 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     (chat_body(web_search_options={}), "web_search_options"),
     (chat_body(functions=[{"name": "f"}]), "functions"),
     (chat_body(function_call={"name": "f"}), "function_call"),
-    (chat_body(guided_json={}), "guided_json"),
-    (chat_body(structured_outputs={"regex": "x"}), "structured_outputs"),
     (chat_body(use_beam_search=True), "use_beam_search"),
     (chat_body(chat_template="x"), "chat_template"),
     (chat_body(prompt_logprobs=1), "prompt_logprobs"),

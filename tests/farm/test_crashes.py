@@ -21,6 +21,21 @@ SEEDED = LONG | {
     "presence_penalty": 0.5,
     "stop": ["never said"],
 }
+GUIDED: dict[str, Any] = {
+    "model": "demo",
+    "messages": [{"role": "user", "content": "Give me a list of numbers as JSON."}],
+    "max_tokens": 600,
+    "stream": True,
+    "temperature": 1.2,
+    "seed": 5,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "numbers",
+            "schema": {"type": "array", "items": {"type": "integer", "maximum": 99}, "minItems": 60, "maxItems": 60},
+        },
+    },
+}
 
 
 @dataclass
@@ -73,7 +88,7 @@ def stream(url: str, body: dict[str, Any]) -> Any:
     return httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=90)
 
 
-@pytest.mark.parametrize("body", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("body", [GREEDY, SEEDED, GUIDED], ids=["greedy", "seeded", "guided"])
 def test_the_same_connection_continues_when_the_model_process_is_killed(crashing: Any, body: dict[str, Any]) -> None:
     with stream(crashing.url, body) as response:
         undisturbed = read(response, Transcript())

@@ -6,6 +6,7 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.grammars import Grammar, GrammarKind
 from scheduler.requests import JobRequest, Sampling, Stopping
 from tests.scheduler.builders import make_request
 
@@ -32,6 +33,7 @@ requests = st.builds(
     ),
     logprobs=st.none() | st.integers(0, 20),
     adapter=st.none() | text,
+    grammar=st.none() | st.builds(Grammar, st.sampled_from(GrammarKind), text),
     rendering=st.dictionaries(text, text | ints | st.none()),
 )
 

@@ -56,6 +56,11 @@ class Engine(Protocol):
         """The most tokens, prompt and output, that a sequence may have; None: no bound is known."""
         ...
 
+    @property
+    def obeys_grammars(self) -> bool:
+        """Whether a prompt may have a grammar."""
+        ...
+
     def submit(self, prompt: Prompt) -> None:
         """Take a prompt in. Raises `InvalidPrompt`, `EngineFull`, `EngineClosed`."""
         ...
@@ -123,6 +128,10 @@ class SequenceEngine:
     @property
     def context_tokens(self) -> int | None:
         return self._limits.context_tokens
+
+    @property
+    def obeys_grammars(self) -> bool:
+        return self._guides is not None
 
     def submit(self, prompt: Prompt) -> None:
         self._require_open()

@@ -70,6 +70,7 @@ class ModelInfo:
     think_start: str | None
     think_end: str | None
     has_tool_calling: bool
+    tool_format: str | None
     tool_call_start: str | None
     tool_call_end: str | None
 
@@ -239,6 +240,7 @@ def _describe(
         think_start=wrapper.think_start,
         think_end=wrapper.think_end,
         has_tool_calling=wrapper.has_tool_calling,
+        tool_format=wrapper.tool_parser.__module__.rpartition(".")[2] if wrapper.tool_parser else None,
         tool_call_start=wrapper.tool_call_start,
         tool_call_end=wrapper.tool_call_end,
     )

@@ -96,6 +96,7 @@ class Chunk:
     the sequence, so that a resumed sequence never continues behind its own end. Tokens of a stop string are counted
     although their text is not emitted. `text` may be empty (a character or a possible stop string is incomplete), and
     the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last.
+    `refused`: the error is the prompt's own fault.
     """
 
     prompt_id: str
@@ -105,6 +106,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     error: str | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
