@@ -24,7 +24,7 @@ from workers.engine.paged.rounding import KV_BITS
 from workers.engine.paged.state import StatePool
 
 HostArrays: TypeAlias = "dict[str, np.ndarray[Any, np.dtype[Any]]]"
-COPY_SHARE = 0.25  # of the pools' bytes, for copies of what is decoded
+COPY_SHARE = 0.125  # of the pools' bytes, for copies of what is decoded
 SCRATCH_SHARE = 0.125  # of the pools' bytes, for what a forward on a CPU needs while it is computed
 LEAST_SCRATCH_BYTES = 8 << 20
 # What a model's code may raise when its cache is not the one that it was written for.
@@ -63,7 +63,7 @@ class PagedModel:
         """With `direct` false no layer reads its pool by itself. Raises `CannotPage`.
 
         `kv_bits`: 8, or None for keys and values as the model computes them; recurrent state is always kept so.
-        `copy_bytes` bounds what is kept besides the pools to make decoding faster (default: a quarter of the pools).
+        `copy_bytes` bounds what is kept besides the pools to make decoding faster (default: an eighth of the pools).
         """
         if kv_bits not in (None, KV_BITS):
             raise CannotPage(f"keys and values of {kv_bits} bits: it is {KV_BITS}, or the model's own precision")

@@ -368,6 +368,7 @@ def test_a_state_can_be_kept_and_taken_up_again() -> None:
     again = Row([*prompt[:12], 3, 4, 5], [*first.rows[0].table[:3], *range(70, 80)], slot=1, done=12)
     others = Rows(model, prompts_of([9]))
     others.rows[0].slot = 2
+    others.rows[0].table = [block for block in range(1, 60) if block not in first.rows[0].table][:12]
     others.read(chunk=9)
     model.restore(1, origin=5)
     others.rows.append(again)
