@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import aclosing, suppress
+from dataclasses import replace
+
 from fastapi import Request, Response
 
 from api.bodies import JsonResponse
@@ -10,10 +14,13 @@ from api.departure import Departure
 from api.draft import Draft
 from api.following import frames_of
 from api.job_object import job_object
+from api.limit_headers import limit_headers
 from api.node import Node
 from api.renderers import fresh_renderer
-from api.stream import TICK_S, Answering, ClientLeft, EventStream, collect
+from api.stream import TICK_S, Answering, ClientLeft, EventStream, Frames, collect
 from api.submission import Accepted, accept, prepare, submit
+from scheduler.errors import QueueUnavailable
+from scheduler.frames import End
 from scheduler.queue import NewJob
 
 CLIENT_CLOSED_REQUEST = 499
@@ -27,14 +34,19 @@ async def answer(node: Node, call: Call, draft: Draft, request: Request) -> Resp
         return await answer_async(node, call, draft)
     meter = node.metrics.meter(draft.model)
     job = await prepare(node, draft, call, durable=False)
-    accepted = await submit(node, job)
+    accepted = await submit(node, job, call.caller.limits)
     await request.state.turn.step_aside()
     answering = Answering(
         node=node,
         job_id=accepted.id,
         renderer=await fresh_renderer(node, accepted.id, accepted.request),
-        frames=frames_of(node, accepted.id, resubmission=accepted.job, expected=accepted.backlog, tick_s=tick_s(node)),
+        frames=_settling(
+            node,
+            job,
+            frames_of(node, accepted.id, resubmission=accepted.job, expected=accepted.backlog, tick_s=tick_s(node)),
+        ),
         stays=call.stays or accepted.job is None,
+        linger_s=call.linger_s,
         meter=meter,
     )
     headers = _headers(draft, job, accepted)
@@ -47,13 +59,26 @@ async def answer(node: Node, call: Call, draft: Draft, request: Request) -> Resp
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def answer_async(node: Node, call: Call, draft: Draft) -> Response:
-    """Commit the job, answer 202 with its place. Raises ApiError and the core's errors."""
+async def answer_async(node: Node, call: Call, draft: Draft, delay_s: float = 0.0) -> Response:
+    """Commit the job, to begin in `delay_s`; answer 202 with its place. Raises ApiError and the core's errors."""
     job = await prepare(node, draft, call, durable=True)
-    job_id = await accept(node, job)
-    headers = {"location": f"/v1/jobs/{job_id}", "preference-applied": "respond-async"}
-    headers |= _headers(draft, job, Accepted(job_id, job.request, job))
-    return JsonResponse(await job_object(node, call.caller, job_id), status_code=202, headers=headers)
+    if delay_s:
+        delay_ms = math.ceil(delay_s * 1000)
+        job = replace(job, delay_ms=delay_ms, deadline_ms=job.deadline_ms and job.deadline_ms + delay_ms)
+    accepted = await accept(node, job, call.caller.limits)
+    headers = {"location": f"/v1/jobs/{accepted.id}", "preference-applied": "respond-async"}
+    headers |= _headers(draft, job, accepted)
+    return JsonResponse(await job_object(node, call.caller, accepted.id), status_code=202, headers=headers)
+
+
+async def _settling(node: Node, job: NewJob, frames: Frames) -> Frames:
+    """The same frames; a job with limits is settled before its caller sees the end, and perhaps asks again."""
+    async with aclosing(frames):
+        async for frame in frames:
+            if job.budget and frame is not None and isinstance(frame.body, End):
+                with suppress(QueueUnavailable):  # then the scheduler settles it
+                    await node.limiter.settle(node.queue.shard_of(job.id))
+            yield frame
 
 
 def tick_s(node: Node) -> float:
@@ -62,7 +87,7 @@ def tick_s(node: Node) -> float:
 
 
 def _headers(draft: Draft, job: NewJob, accepted: Accepted) -> dict[str, str]:
-    headers = {"farm-job-id": accepted.id, "farm-lane": job.lane.value}
+    headers = {"farm-job-id": accepted.id, "farm-lane": job.lane.value, **limit_headers(accepted.standing)}
     if draft.ignored:
         headers["farm-ignored-params"] = ", ".join(draft.ignored)
     return headers

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from api import audit, health, jobs
+from api import audit, dead_letters, health, jobs
 from api.admin import models as admin_models
 from api.bodies import invalid_body
 from api.door import Door
@@ -47,7 +47,7 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
-    for module in (health, models, routes, jobs, audit, admin_models):
+    for module in (health, models, routes, dead_letters, jobs, audit, admin_models):
         app.include_router(module.router)
     return app
 

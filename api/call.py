@@ -13,6 +13,7 @@ from scheduler.admission import Caller
 from scheduler.jobs import Lane
 
 MAX_KEY_CHARS = 255
+MAX_TIMEOUT_S = 30 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,8 @@ class Call:
     """A request's frame. `lane` and `timeout_s` None: as the body and the settings say.
 
     `patience_s` is how long the client's SDK waits for a whole answer. `stays`: the job goes on when its client leaves
-    (Farm-Disconnect: continue, or an Idempotency-Key, whose point is that the client may come back).
+    (Farm-Disconnect: continue, or an Idempotency-Key, whose point is that the client may come back); else it goes on
+    for `linger_s` (Farm-Disconnect: continue=30), in which the client may come back.
     """
 
     caller: Caller
@@ -31,15 +33,14 @@ class Call:
     responds_async: bool
     idempotency_key: str
     stays: bool
+    linger_s: float = 0.0
 
 
 async def call_of(request: Request) -> Call:
     """Read the headers. Raises InvalidParameter by header name."""
     headers = request.headers
     key = _idempotency_key(headers.get("idempotency-key", ""))
-    disconnect = headers.get("farm-disconnect", "continue" if key else "cancel").lower()
-    if disconnect not in ("cancel", "continue"):
-        raise InvalidParameter("Farm-Disconnect", "Farm-Disconnect is 'cancel' or 'continue'.")
+    stays, linger_s = _after_disconnect(headers.get("farm-disconnect", "continue" if key else "cancel"))
     return Call(
         caller=request.state.caller,
         request_id=request.state.request_id,
@@ -48,7 +49,8 @@ async def call_of(request: Request) -> Call:
         patience_s=_patience_s(headers.get("x-stainless-timeout", "")),
         responds_async=_prefers_async(headers.getlist("prefer")),
         idempotency_key=key,
-        stays=disconnect == "continue",
+        stays=stays,
+        linger_s=linger_s,
     )
 
 
@@ -70,9 +72,25 @@ def _timeout_s(text: str) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= 30 * 86400:
+    if not 0 < seconds <= MAX_TIMEOUT_S:
         raise InvalidParameter("Farm-Timeout", "Farm-Timeout is a number of seconds, up to 30 days.")
     return seconds
+
+
+def _after_disconnect(text: str) -> tuple[bool, float]:
+    """Does the job stay when its client leaves, and if not, for how many seconds does it go on?"""
+    word, equals, number = text.lower().partition("=")
+    if not equals and word in ("cancel", "continue"):
+        return word == "continue", 0.0
+    try:
+        linger_s = float(number) if word == "continue" else math.nan
+    except ValueError:
+        linger_s = math.nan
+    if not 0 <= linger_s <= MAX_TIMEOUT_S:
+        raise InvalidParameter(
+            "Farm-Disconnect", "Farm-Disconnect is 'cancel', 'continue', or 'continue=N' for N seconds, up to 30 days."
+        )
+    return False, linger_s
 
 
 def _patience_s(text: str) -> float | None:
@@ -81,7 +99,7 @@ def _patience_s(text: str) -> float | None:
         seconds = float(text)
     except ValueError:
         return None
-    return seconds if 0 < seconds <= 30 * 86400 else None
+    return seconds if 0 < seconds <= MAX_TIMEOUT_S else None
 
 
 def _idempotency_key(text: str) -> str:

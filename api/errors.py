@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from fastapi import HTTPException, Response
 
+from api.limit_headers import limit_headers
 from scheduler.errors import (
     ContextTooLong,
     FarmError,
@@ -17,8 +18,10 @@ from scheduler.errors import (
     InvalidKey,
     InvalidQuery,
     InvalidRule,
+    OverLimit,
     QueueFull,
     QueueUnavailable,
+    RateLimited,
     RecordUnavailable,
     TemplateRefused,
     UnknownJob,
@@ -103,6 +106,8 @@ class _Answer:
 _ANSWERS: Mapping[type[FarmError], _Answer] = {
     QueueUnavailable: _Answer(503, "queue_unavailable", SERVER_ERROR),
     QueueFull: _Answer(429, "rate_limit_exceeded", "rate_limit_error"),
+    RateLimited: _Answer(429, "rate_limit_exceeded", "rate_limit_error"),
+    OverLimit: _Answer(429, "rate_limit_exceeded", "rate_limit_error"),
     IdempotencyConflict: _Answer(422, "idempotency_key_reused", param="Idempotency-Key"),
     UnknownJob: _Answer(404, "job_not_found"),
     UnknownModel: _Answer(404, "model_not_found", param="model"),
@@ -138,7 +143,7 @@ def end_error(end: End) -> ApiError:
             return ApiError(504, text, kind="timeout_error", code="timeout")
         case JobState.DEAD:
             text = message or "Workers died while running this job."
-            return ApiError(500, text, kind=SERVER_ERROR, code="worker_lost", headers=final)
+            return ApiError(500, text, kind=SERVER_ERROR, code=code or "worker_lost", headers=final)
         case _ if code in ("context_length_exceeded", "invalid_request"):
             return ApiError(400, message, code=code)
         case _:
@@ -149,11 +154,13 @@ def end_error(end: End) -> ApiError:
 def _headers(error: FarmError) -> dict[str, str]:
     if isinstance(error, InvalidKey):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, QueueUnavailable | QueueFull | RecordUnavailable):
+    standing = limit_headers(error.standing) if isinstance(error, RateLimited | OverLimit) else {}
+    if isinstance(error, QueueUnavailable | QueueFull | RateLimited | RecordUnavailable):
         wait_s = max(0.001, error.retry_after_s)
         return {
             "retry-after": str(math.ceil(wait_s)),
             "retry-after-ms": str(round(wait_s * 1000)),
             "x-should-retry": "true",
+            **standing,
         }
-    return {}
+    return {"x-should-retry": "false", **standing} if isinstance(error, OverLimit) else {}

@@ -89,8 +89,8 @@ async def job_object(node: Node, caller: Caller, job_id: str) -> dict[str, Any]:
     """The job with its result, where it has ended and its frames are kept. Raises what `find_job` raises."""
     job = await find_job(node, caller, job_id)
     described = _described(job)
-    if job.state is JobState.QUEUED and job.snapshot is not None:
-        described["position"] = await _position(node, job_id)
+    if job.state in (JobState.QUEUED, JobState.DELAYED) and job.snapshot is not None:
+        described |= await _turn(node, job)
     if job.ended:
         described |= await _result(node, job)
     return described
@@ -125,11 +125,15 @@ PROGRESS_FIELDS = (
 )
 
 
-async def _position(node: Node, job_id: str) -> int | None:
+async def _turn(node: Node, job: KnownJob) -> dict[str, Any]:
+    """When a waiting job's turn comes."""
     try:
-        return await node.queue.position(job_id)
+        if job.state is JobState.DELAYED:
+            return {"due_ms": await node.queue.due_ms(job.id)}
+        place = await node.queue.place(job.id)
     except QueueUnavailable:
-        return None
+        return {}
+    return asdict(place) if place is not None else {}
 
 
 async def _result(node: Node, job: KnownJob) -> dict[str, Any]:
@@ -160,6 +164,8 @@ def _described(job: KnownJob) -> dict[str, Any]:
         "error": _error(job.record) if job.record is not None and job.ended else None,
         "cancel_requested": state is JobState.RUNNING and bool(job.snapshot and job.snapshot.get("cancel")),
         "position": None,
+        "eta_s": None,
+        "due_ms": None,
         "result": None,
     }
 

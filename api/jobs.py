@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -9,24 +10,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.again import run_again
 from api.answer import answer_async, tick_s
 from api.bodies import JsonResponse, JsonRoute
-from api.call import Call, CurrentCall
+from api.call import MAX_TIMEOUT_S, CurrentCall
 from api.errors import ApiError, InvalidParameter
 from api.following import frames_of
 from api.job_object import KnownJob, ended_frames, find_job, job_object, record_object
+from api.limit_headers import limit_headers
 from api.listing import MAX_PAGE, WantedJobs, after_cursor, cursor_of
 from api.node import CurrentNode, Node
 from api.openai.kinds import draft_of
-from api.openai.rendering import RenderingNote
 from api.renderers import fresh_renderer
 from api.stream import Answering, EventStream
-from api.submission import accept
 from scheduler.errors import UnknownJob
 from scheduler.frames import START, Frame, FrameId
-from scheduler.job_ids import new_job_id
-from scheduler.jobs import Lane
-from scheduler.queue import NewJob
+
+MAX_DELAY_S = 30 * 86400.0
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 
@@ -38,12 +38,21 @@ class NewJobBody(BaseModel):
 
     kind: str = Field(description="chat.completions or completions.")
     body: dict[str, Any]
+    not_before: float | None = Field(None, gt=0, description="Begin no earlier than this, in seconds since 1970.")
+    timeout_s: float | None = Field(
+        None, gt=0, le=MAX_TIMEOUT_S, description="Deadline, counted from `not_before`; Farm-Timeout says the same."
+    )
 
 
 @router.post("", status_code=202)
 async def submit_job(new: NewJobBody, node: CurrentNode, call: CurrentCall) -> Response:
     """Accept a job; it is durable once this answers."""
-    return await answer_async(node, call, draft_of(new.kind, new.body))
+    delay_s = 0.0 if new.not_before is None else max(0.0, new.not_before - time.time())
+    if delay_s > MAX_DELAY_S:
+        raise InvalidParameter("not_before", "A job can be scheduled up to 30 days ahead.")
+    if new.timeout_s is not None:
+        call = replace(call, timeout_s=new.timeout_s)
+    return await answer_async(node, call, draft_of(new.kind, new.body), delay_s)
 
 
 @router.get("")
@@ -114,36 +123,10 @@ async def cancel_job(job_id: str, node: CurrentNode, call: CurrentCall) -> Respo
 
 @router.post("/{job_id}/retry", status_code=202)
 async def retry_job(job_id: str, node: CurrentNode, call: CurrentCall) -> Response:
-    """Run an ended job's body once more, as a new async job."""
-    job = await find_job(node, call.caller, job_id)
-    if not job.ended:
-        raise ApiError(409, f"Job {job_id} is {job.state}; only ended jobs can be retried.", code="job_not_ended")
-    if job.request is None or not job.request.prompts:
-        raise ApiError(409, f"The body of job {job_id} is no longer kept; send it again.", code="body_not_kept")
-    new_id = await accept(node, _again(node, job, call))
-    headers = {"location": f"/v1/jobs/{new_id}", "farm-job-id": new_id}
-    return JsonResponse(await job_object(node, call.caller, new_id), status_code=202, headers=headers)
-
-
-def _again(node: Node, job: KnownJob, call: Call) -> NewJob:
-    """The same request under a new id, on the same route."""
-    assert job.request is not None
-    record, snapshot = job.record, job.snapshot or {}
-    lane = record.lane if record else Lane(snapshot.get("lane", Lane.NORMAL))
-    return NewJob(
-        id=new_job_id(node.settings.shards),
-        request=replace(job.request),
-        pool=job.request.model,
-        tenant=call.caller.tenant,
-        lane=call.lane or lane,
-        route=record.route if record else "",
-        rule_version=record.rule_version if record else 0,
-        model_asked=RenderingNote.of(job.request.rendering).model,
-        request_id=call.request_id,
-        durable=True,
-        deadline_ms=round((call.timeout_s or 0) * 1000),
-        cost_tokens=int(snapshot.get("cost", 0)),
-    )
+    """Run an ended job's body once more, as a new async job; a dead one leaves the dead letters."""
+    accepted = await run_again(node, call, await find_job(node, call.caller, job_id))
+    headers = {"location": f"/v1/jobs/{accepted.id}", "farm-job-id": accepted.id, **limit_headers(accepted.standing)}
+    return JsonResponse(await job_object(node, call.caller, accepted.id), status_code=202, headers=headers)
 
 
 async def _frames(node: Node, job: KnownJob) -> AsyncGenerator[Frame | None, None] | None:

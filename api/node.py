@@ -21,6 +21,7 @@ from api.rules import RuleBook
 from scheduler.admission import Admission
 from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
+from scheduler.limits import Limiter
 from scheduler.models import ModelCatalog
 from scheduler.process import cancel_all
 from scheduler.queue import JobQueue
@@ -38,6 +39,7 @@ class Node:
     settings: ApiSettings
     redis: Redis
     queue: JobQueue
+    limiter: Limiter
     log: TokenLog
     listener: TokenListener
     catalog: ModelCatalog
@@ -74,6 +76,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         settings=settings,
         redis=redis,
         queue=queue,
+        limiter=Limiter(redis, queue),
         log=TokenLog(queue),
         listener=TokenListener(blocking, queue, name),
         catalog=catalog,
@@ -111,5 +114,5 @@ CurrentNode = Annotated[Node, Depends(current_node)]
 
 
 def admission_of(settings: ApiSettings) -> Admission:
-    """The key check that these settings ask for."""
-    return Admission(settings.api_key.get_secret_value() if settings.api_key else None)
+    """The key check, and the limits, that these settings ask for."""
+    return Admission(settings.api_key.get_secret_value() if settings.api_key else None, settings.limits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from api.metrics import AnswerMeter
 from api.node import Node
 from api.openai.rendering import Renderer
 from api.patience import Patience
+from scheduler.backpressure import Place
 from scheduler.errors import FarmError, QueueUnavailable
 from scheduler.frames import START, End, Frame, FrameId
 from scheduler.jobs import JobState
@@ -42,13 +43,17 @@ Frames = AsyncGenerator[Frame | None, None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answering:
-    """One job being answered. `stays`: it goes on when the client leaves. `meter` None: a replay, not to be counted."""
+    """One job being answered. `meter` None: a replay, not to be counted.
+
+    When the client leaves, the job goes on (`stays`) or is cancelled, at once or after `linger_s` without anybody.
+    """
 
     node: Node
     job_id: str
     renderer: Renderer
     frames: Frames
     stays: bool
+    linger_s: float = 0.0
     meter: AnswerMeter | None
 
     def client_left(self) -> None:
@@ -57,7 +62,7 @@ class Answering:
         if self.meter is not None:
             self.meter.failed("abandoned")
         if not self.stays and not self.node.drain.draining:
-            self.node.spawn(cancel_quietly(self.node, self.job_id, "disconnect"))
+            self.node.spawn(_leave(self.node, self.job_id, self.linger_s))
 
     def ended(self, end: End) -> None:
         """Count the end."""
@@ -157,17 +162,24 @@ class _Silence:
         """A comment line, or nothing if one was sent lately."""
         due = time.monotonic() - self._spoke_s >= self._answering.node.settings.keepalive_s
         place = await self._place() if self._waiting else None
-        moved, self._position = place is not None and place != self._position, place
+        now_at = place.position if place is not None else None
+        moved, self._position = now_at is not None and now_at != self._position, now_at
         if not due and not moved:
             return b""
         self._spoke_s = time.monotonic()
-        return f": queued position={place}\n".encode() if place is not None else b": keep-alive\n"
+        return _queued(place) if place is not None else b": keep-alive\n"
 
-    async def _place(self) -> int | None:
+    async def _place(self) -> Place | None:
         try:
-            return await self._answering.node.queue.position(self._answering.job_id)
+            return await self._answering.node.queue.place(self._answering.job_id)
         except QueueUnavailable:
             return None
+
+
+def _queued(place: Place) -> bytes:
+    """A comment with the place in the queue and, where it is known, when the turn comes."""
+    eta = "" if place.eta_s is None else f" eta_s={place.eta_s:.1f}"
+    return f": queued position={place.position}{eta}\n".encode()
 
 
 class ClientLeft(Exception):
@@ -201,12 +213,13 @@ def whole_answer(renderer: Renderer, end: End) -> dict[str, Any]:
     return renderer.whole(end)
 
 
-async def cancel_quietly(node: Node, job_id: str, by: str) -> None:
-    """Cancel, or leave it to the job's deadline when the queue is away."""
-    try:
-        await node.queue.cancel(job_id, by)
-    except QueueUnavailable:
-        return
+async def _leave(node: Node, job_id: str, linger_s: float) -> None:
+    """Cancel, now or later; without the queue it is left to the job's deadline."""
+    with suppress(QueueUnavailable):
+        if linger_s:
+            await node.queue.leave(job_id, round(linger_s * 1000))
+        else:
+            await node.queue.cancel(job_id, "disconnect")
 
 
 def sse(data: dict[str, Any], frame_id: FrameId | None) -> bytes:

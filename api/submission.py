@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import structlog
@@ -13,7 +14,8 @@ from api.call import Call
 from api.draft import Draft
 from api.errors import ApiError
 from api.node import Node
-from scheduler.errors import FarmError, IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
+from scheduler.backpressure import Limits, Standing
+from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
 from scheduler.job_ids import new_job_id
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
@@ -24,6 +26,12 @@ log = structlog.get_logger()
 
 UNASKED_COST_TOKENS = 1024
 """What admission counts for an answer whose length the caller left open."""
+
+LATE_S = 60.0
+"""A job may end so long after its deadline: its worker has to notice."""
+
+UNBOUNDED_S = 7 * 86400.0
+"""A job without a deadline takes one of its key's places no longer than this, should its end be lost."""
 
 ASYNC_KEYS = "async/"
 """Async jobs have their own space of idempotency keys: SQL is their authority, Redis that of the others."""
@@ -37,6 +45,7 @@ class Accepted:
     request: JobRequest
     job: NewJob | None
     backlog: Backlog | None = None
+    standing: Standing | None = None
 
 
 async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> NewJob:
@@ -62,31 +71,51 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> New
         idempotency_key=(ASYNC_KEYS if durable else "") + key if key else "",
         body_hash=draft.body_hash if key else "",
         cost_tokens=_open_cost(request) if draft.open_ended else 0,
+        budget=call.caller.budget,
     )
 
 
-async def submit(node: Node, job: NewJob) -> Accepted:
-    """Listen, then give a job to the queue. Raises QueueFull, IdempotencyConflict, QueueUnavailable, ApiError."""
+async def submit(node: Node, job: NewJob, limits: Limits) -> Accepted:
+    """Charge the caller's limits, listen, then give a job to the queue.
+
+    Raises RateLimited, OverLimit, QueueFull, IdempotencyConflict, QueueUnavailable, ApiError.
+    """
+    standing = await _charge(node, job, limits)
     backlog = node.listener.expect(job.id)
+    job_id = ""
     try:
         job_id = await node.queue.submit(job)
-    except FarmError:
-        node.listener.forget(job.id, backlog)
-        raise
+    finally:
+        if job_id != job.id:
+            node.listener.forget(job.id, backlog)
+            await _uncharge(node, job)
     if job_id == job.id:
-        return Accepted(job_id, job.request, job, backlog)
-    node.listener.forget(job.id, backlog)
+        return Accepted(job_id, job.request, job, backlog, standing)
     request = await node.queue.body(job_id)
     if request is None:
         raise ApiError(409, f"The result of job {job_id} (same Idempotency-Key) is no longer kept.", code="conflict")
-    return Accepted(job_id, request, None)
+    return Accepted(job_id, request, None, None, standing)
 
 
-async def accept(node: Node, job: NewJob) -> str:
-    """Commit an async job, then tell the queue (a relay does it later where that fails); return the job's id.
+async def accept(node: Node, job: NewJob, limits: Limits) -> Accepted:
+    """Charge the caller's limits, commit an async job, then tell the queue (a relay does it later where that fails).
 
-    Raises RecordUnavailable, IdempotencyConflict; nothing was accepted then.
+    Raises RateLimited, OverLimit, RecordUnavailable, IdempotencyConflict, QueueFull; nothing was accepted then.
     """
+    standing = await _charge(node, job, limits)
+    job_id = ""
+    try:
+        job_id = await _commit(node, job)
+    finally:
+        if job_id != job.id:
+            await _uncharge(node, job)
+    return Accepted(job_id, job.request, job if job_id == job.id else None, None, standing)
+
+
+async def _commit(node: Node, job: NewJob) -> str:
+    """Return the id of the job, or of an earlier one with the same idempotency key."""
+    with suppress(QueueUnavailable):  # then the relay will see whether there is room
+        await node.queue.require_room(job)
     try:
         job_id = await node.store.accept(job)
     except IdempotencyConflict as error:
@@ -117,6 +146,28 @@ def _deadline_ms(node: Node, draft: Draft, call: Call, durable: bool) -> int:
         return 0
     patience_s = call.patience_s if call.patience_s and not draft.streamed and not call.stays else math.inf
     return round(min(patience_s, node.settings.request_timeout_s) * 1000)
+
+
+async def _charge(node: Node, job: NewJob, limits: Limits) -> Standing | None:
+    """None for a caller without limits. Raises RateLimited, OverLimit, QueueUnavailable."""
+    if not limits:
+        return None
+    prompt_tokens = job.request.prompt_tokens
+    return await node.limiter.admit(
+        job.budget,
+        limits,
+        job.id,
+        input_tokens=prompt_tokens,
+        output_tokens=job.cost - prompt_tokens,
+        keep_s=job.deadline_ms / 1000 + LATE_S if job.deadline_ms else UNBOUNDED_S,
+    )
+
+
+async def _uncharge(node: Node, job: NewJob) -> None:
+    """The job was not accepted. Without Redis its place stays taken until its time is over."""
+    if job.budget:
+        with suppress(QueueUnavailable):
+            await node.limiter.forget(job.budget, job.id)
 
 
 def _open_cost(request: JobRequest) -> int:

@@ -1,4 +1,4 @@
-"""`mlx-farm jobs …`: list, look at, follow and cancel jobs."""
+"""`mlx-farm jobs …`: list, look at, follow and cancel jobs; run dead ones again or discard them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import typer
 from farm import flags, output
 from farm.chat import text_of
 from farm.client import DONE, Client, ConnectionLost, ServerEvent, segment
-from farm.errors import CommandError, Unreachable
+from farm.errors import CommandError, Unreachable, UsageRefused
 from farm.listings import moment, rows_of
 
-app = typer.Typer(name="jobs", help="List, look at, follow and cancel jobs.", no_args_is_help=True)
+app = typer.Typer(name="jobs", help="List, look at, follow, cancel and retry jobs.", no_args_is_help=True)
+OneJob = Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the job; or --all.")]
 COLUMNS = ("id", "state", "model", "lane", "attempts", "output_tokens")
 RECONNECT_S = 1.0
 RECONNECT_LIMIT_S = 60.0
+
+DEAD_COLUMNS = ("id", "model", "attempts", "crashes")
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")]
 
@@ -60,6 +63,59 @@ def cancel(job: JobId, as_json: flags.Json = False) -> None:
 
 
 @app.command()
+def dead(
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the longest dead first.")] = 20,
+    as_json: flags.Json = False,
+) -> None:
+    """List dead jobs: those that workers died on, or that failed, too often."""
+    answer = Client.from_environment().get("/v1/jobs/dead", {"limit": limit})
+    if as_json:
+        output.as_json(answer)
+        return
+    rows = [
+        [*(job.get(name) for name in DEAD_COLUMNS), (job.get("error") or {}).get("message")] for job in rows_of(answer)
+    ]
+    output.table([*DEAD_COLUMNS, "error"], rows)
+    if answer.get("has_more"):
+        typer.echo(f"more than {limit}: raise --limit", err=True)
+
+
+@app.command()
+def retry(
+    job: OneJob = None,
+    all_dead: Annotated[bool, typer.Option("--all", help="Every dead job.")] = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Run an ended job once more under a new id, or all dead ones; a dead job leaves the list with it."""
+    client = Client.from_environment()
+    if _one(job, all_dead):
+        answer = client.post(f"/v1/jobs/{segment(job or '')}/retry")
+        _tell(answer, as_json, [f"{job}: again as {answer['id']}"])
+        return
+    answer = client.post("/v1/jobs/dead/retry")
+    _tell(answer, as_json, [f"{entry['id']}: again as {entry['new_id']}" for entry in answer["retried"]])
+    for entry in answer["failed"]:
+        typer.echo(f"{entry['id']}: {entry['error']['message']}", err=True)
+    if answer["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def discard(
+    job: OneJob = None,
+    all_dead: Annotated[bool, typer.Option("--all", help="Every dead job.")] = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Discard a dead job, or all: what is kept of it goes after the usual time."""
+    client = Client.from_environment()
+    if _one(job, all_dead):
+        _tell(client.post(f"/v1/jobs/{segment(job or '')}/discard"), as_json, [f"{job}: discarded"])
+        return
+    answer = client.post("/v1/jobs/dead/discard")
+    _tell(answer, as_json, [f"{job_id}: discarded" for job_id in answer["discarded"]])
+
+
+@app.command()
 def tail(
     job: JobId,
     after: Annotated[str, typer.Option(metavar="EVENT", help="Begin behind this event id.")] = "",
@@ -86,6 +142,23 @@ def tail(
         raise typer.Exit(130) from None
     if not as_json:
         typer.echo()
+
+
+def _one(job: str | None, all_dead: bool) -> bool:
+    """Is it one job? Raises UsageRefused for both and for neither."""
+    if (job is None) != all_dead:
+        raise UsageRefused("Name one job, or say --all.")
+    return job is not None
+
+
+def _tell(answer: Any, as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        output.as_json(answer)
+        return
+    for line in lines:
+        typer.echo(line)
+    if answer.get("has_more"):
+        typer.echo("there are more; say it again", err=True)
 
 
 def _events(job: str) -> str:

@@ -24,6 +24,7 @@ from scheduler.chores import run_chores
 from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
+from scheduler.limits import Limiter
 from scheduler.migrate import current_revision, newest_revision, upgrade
 from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.projector import Projector, rebuild
@@ -44,7 +45,7 @@ MIGRATION_PATIENCE_S = 5.0
 
 
 async def serve(settings: SchedulerSettings) -> None:
-    """Reap at once; migrate, then project, relay and do chores; until a stop signal.
+    """Reap and settle limits at once; migrate, then project, relay and do chores; until a stop signal.
 
     A database that is away delays only what needs it: jobs of dead workers go back to the queue all the same.
     """
@@ -60,7 +61,7 @@ async def serve(settings: SchedulerSettings) -> None:
         partial(run_chores, settings, retention),
     ]
     migrated = asyncio.ensure_future(migrate(settings))
-    loops = [Reaper(queue).run(), *(after(migrated, run) for run in recording)]
+    loops = [Reaper(queue).run(), Limiter(redis, queue).run(), *(after(migrated, run) for run in recording)]
     tasks = [asyncio.ensure_future(loop) for loop in loops]
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait([migrated, stopped], timeout=MIGRATION_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)

@@ -3,6 +3,8 @@
 FarmError
 ├── QueueUnavailable        Redis does not answer, or refuses writes
 ├── QueueFull               a bound of the queue is reached
+├── RateLimited             a limit of the caller's key is reached
+├── OverLimit               one request asks for more than its key may ever use in a minute
 ├── NoLease                 a worker claims without a live lease
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
 ├── UnknownJob
@@ -16,6 +18,8 @@ FarmError
 """
 
 from __future__ import annotations
+
+from scheduler.backpressure import Standing
 
 
 class FarmError(Exception):
@@ -37,6 +41,25 @@ class QueueFull(FarmError):
         super().__init__(f"The queue is full ({scope}: {limit}). Try again in {retry_after_s:.0f} s.")
         self.scope = scope
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(FarmError):
+    """A limit of the caller's key is reached; nothing was charged."""
+
+    def __init__(self, limit: int, what: str, standing: Standing, retry_after_s: float) -> None:
+        super().__init__(f"The limit of this key, {limit} {what}, is reached. Try again in {retry_after_s:.0f} s.")
+        self.standing = standing
+        self.retry_after_s = retry_after_s
+
+
+class OverLimit(FarmError):
+    """One request asks for more than its key may use in a whole minute: waiting would not help."""
+
+    def __init__(self, limit: int, what: str, needed: int, standing: Standing) -> None:
+        super().__init__(
+            f"This request is {needed} of the {limit} {what} of this key, and can never be served. Shorten it."
+        )
+        self.standing = standing
 
 
 class NoLease(FarmError):

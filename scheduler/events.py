@@ -18,6 +18,8 @@ class EventType(StrEnum):
     """The vocabulary of the event log."""
 
     SUBMITTED = "submitted"
+    SCHEDULED = "scheduled"
+    """Submitted, to begin later."""
     CLAIMED = "claimed"
     REQUEUED = "requeued"
     DELAYED = "delayed"

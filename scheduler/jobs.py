@@ -6,7 +6,7 @@ The table below is the single source: the Lua scripts get it as data (scripts/__
              ▼                                                  │
 submitted → queued ── claimed → running ── finished/failed/cancelled/expired/died → (terminal)
              ▲                     │
-             └── requeued ── delayed (retry due later)
+             └── requeued ── delayed (retry due later) ← scheduled
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class JobState(StrEnum):
     EXPIRED = "expired"
     """Its deadline passed, waiting or running."""
     DEAD = "dead"
-    """Workers died on it too often; kept for an operator."""
+    """Workers died on it, or it failed, too often; kept for an operator."""
 
 
 class Lane(StrEnum):
@@ -56,6 +56,7 @@ _ALIVE = _WAITING | {JobState.RUNNING}
 TRANSITIONS: dict[EventType, tuple[frozenset[JobState | None], JobState]] = {
     # again while it is alive: the queue had lost its memory (the submit script calls a job that it knows a duplicate)
     EventType.SUBMITTED: (frozenset({None}) | _ALIVE, JobState.QUEUED),
+    EventType.SCHEDULED: (frozenset({None}) | _ALIVE, JobState.DELAYED),
     EventType.CLAIMED: (frozenset({JobState.QUEUED}), JobState.RUNNING),
     EventType.REQUEUED: (frozenset({JobState.RUNNING, JobState.DELAYED}), JobState.QUEUED),
     EventType.DELAYED: (frozenset({JobState.RUNNING}), JobState.DELAYED),
@@ -116,10 +117,10 @@ def apply(job: Job | None, event: Event) -> Job:
     allowed, state = TRANSITIONS[event.type]
     if (job.state if job else None) not in allowed:
         raise IllegalMove(event.job_id, job.state if job else None, event.type)
-    if event.type is EventType.SUBMITTED:
+    if event.type in (EventType.SUBMITTED, EventType.SCHEDULED):
         fresh = _submitted(event, state)
         return fresh if job is None else replace(fresh, submitted_ms=job.submitted_ms)
-    assert job is not None  # only `submitted` is legal before the first event
+    assert job is not None  # nothing else is legal before the first event
     job = replace(job, state=state, last_event=event.id)
     if event.type is EventType.CLAIMED:
         first = event.at_ms if job.claimed_ms is None else job.claimed_ms

@@ -5,6 +5,8 @@ Key schema and contracts: scripts/prelude.lua. All times are Redis' clock.
 
 from __future__ import annotations
 
+import math
+import random
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +18,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
+from scheduler.backpressure import Place, wait_s
 from scheduler.errors import IdempotencyConflict, NoLease, QueueFull, QueueUnavailable, UnknownJob
 from scheduler.events import EventType
 from scheduler.frames import End, encode_end
@@ -29,7 +32,11 @@ Client: TypeAlias = "Redis"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job about to be submitted. `node` wants its frames ('' = nobody); `cost_tokens` 0 means: as `cost` says."""
+    """A job about to be submitted. `node` wants its frames ('' = nobody); `cost_tokens` 0 means: as `cost` says.
+
+    It begins in `delay_ms` at the earliest and has ended `deadline_ms` from now at the latest (0: no such bound).
+    `budget` names the rate limits that it was charged to ('' = none).
+    """
 
     id: str
     request: JobRequest
@@ -42,11 +49,13 @@ class NewJob:
     request_id: str
     durable: bool = False
     weight: float = 1.0
+    delay_ms: int = 0
     deadline_ms: int = 0
     node: str = ""
     idempotency_key: str = ""
     body_hash: str = ""
     cost_tokens: int = field(default=0)
+    budget: str = ""
 
     @property
     def cost(self) -> int:
@@ -128,7 +137,7 @@ class JobQueue:
         self.shards = shards
         self.policy = policy or QueuePolicy()
         self._scripts: dict[str, AsyncScript] = {
-            name: redis.register_script(text) for name, text in script_texts(self.policy).items()
+            name: redis.register_script(text) for name, text in script_texts(self.policy, shards).items()
         }
 
     def shard_of(self, job_id: str) -> int:
@@ -144,12 +153,19 @@ class JobQueue:
         Raises QueueFull, IdempotencyConflict, QueueUnavailable.
         """
         async with redis_errors():
-            code, value = await self.run("submit", self.shard_of(job.id), *self.submit_args(job))
+            code, value, *figures = await self.run("submit", self.shard_of(job.id), *self.submit_args(job))
         if code == b"conflict":
             raise IdempotencyConflict(job.idempotency_key)
-        if code not in (b"ok", b"dup"):
-            raise QueueFull(_BOUNDS[code], int(value), retry_after_s=5.0)
+        if code == b"full":
+            raise self._full(job, value.decode(), *figures)
         return str(value.decode())
+
+    async def require_room(self, job: NewJob) -> None:
+        """Would `submit` accept the job now? For a job that is committed elsewhere first. Raises QueueFull."""
+        async with redis_errors():
+            code, *figures = await self.run("room", self.shard_of(job.id), job.pool, job.tenant, job.cost)
+        if code == b"full":
+            raise self._full(job, figures[0].decode(), *figures[1:])
 
     def submit_args(self, job: NewJob) -> list[Any]:
         """The arguments of submit.lua, in its order."""
@@ -167,9 +183,9 @@ class JobQueue:
             job.body_hash,
             job.request.encode(),
             int(job.durable),
-            self.policy.max_waiting_jobs,
-            self.policy.max_waiting_tokens,
-            self.policy.max_tenant_jobs,
+            job.request.prompt_tokens,
+            job.budget,
+            job.delay_ms,
             orjson.dumps(_submitted_data(job)),
         ]
 
@@ -199,11 +215,27 @@ class JobQueue:
         async with redis_errors():
             return bool(await self.run("release", self.shard_of(job_id), job_id, token, why, delay_ms) == b"ok")
 
+    async def retry(self, job_id: str, token: str, why: str, data: Mapping[str, Any]) -> str:
+        """Give up on a held job for a reason that may pass: it is due again later, or dead after its last retry.
+
+        `data` are the facts of the end, with `error_code` and `error`. Returns fenced, ended (as it had been asked
+        to), dead, or the wait in ms.
+        """
+        facts = [data["error_code"], data["error"], orjson.dumps(data), encode_end(End(JobState.DEAD, data))]
+        async with redis_errors():
+            answer = await self.run("retry", self.shard_of(job_id), job_id, token, random.random(), why, *facts)
+        return str(answer.decode())
+
     async def cancel(self, job_id: str, by: str) -> JobState | None:
         """Cancel wherever the job is; return the state before, None for an unknown job. Repeating it is a no-op."""
         async with redis_errors():
             answer = await self.run("cancel", self.shard_of(job_id), job_id, by)
         return None if answer == b"unknown" else JobState(answer.decode())
+
+    async def leave(self, job_id: str, linger_ms: int) -> None:
+        """The client has left: cancel the job after `linger_ms`, unless somebody listens to it again before."""
+        async with redis_errors():
+            await self.run("leave", self.shard_of(job_id), job_id, linger_ms)
 
     async def expire(self, shard: int, limit: int = 64) -> int:
         """End jobs past their deadline; return how many were touched (call again while it equals `limit`)."""
@@ -255,19 +287,20 @@ class JobQueue:
             fields = await _await(self.redis.hgetall(shard_key(self.shard_of(job_id), f"j:{job_id}")))
         return {key.decode(): value.decode() for key, value in fields.items()} or None
 
-    async def position(self, job_id: str) -> int | None:
+    async def place(self, job_id: str) -> Place | None:
         """The place of a waiting job in its pool, from 1 (after resumed jobs, the higher lanes, its own); else None."""
-        job = await self.snapshot(job_id)
-        if job is None or job["state"] != JobState.QUEUED:
-            return None
-        lanes = ["resume", "solo", *(lane.value for lane in Lane)]
-        at = job["at_lane"]
-        ahead = [lane for lane in lanes[: lanes.index(at)] if lane != "solo"]
-        prefix = shard_key(self.shard_of(job_id), f"wait:{job['pool']}:")
         async with redis_errors():
-            rank = await self.redis.zrank(prefix + at, job_id)
-            depths = [int(await self.redis.zcard(prefix + lane)) for lane in ahead]
-        return None if rank is None else int(rank) + sum(depths) + 1
+            answer = await self.run("place", self.shard_of(job_id), job_id)
+        if answer is None:
+            return None
+        position, eta_ms = answer
+        return Place(int(position), None if eta_ms < 0 else eta_ms / 1000)
+
+    async def due_ms(self, job_id: str) -> int | None:
+        """When a delayed job will be queued, by Redis' clock; None for any other."""
+        async with redis_errors():
+            due = await self.redis.zscore(shard_key(self.shard_of(job_id), "due"), job_id)
+        return None if due is None else int(due)
 
     async def depths(self, pool: str) -> dict[str, int]:
         """Waiting jobs per lane of a pool, over all shards."""
@@ -297,6 +330,18 @@ class JobQueue:
                 names.update(n.decode() for n in await self.redis.zrange(shard_key(shard, "wl"), 0, -1))
         return sorted(name for name in names if name.startswith(prefix))
 
+    def _full(self, job: NewJob, name: str, used: bytes, per_s: bytes) -> QueueFull:
+        """The refusal by one bound. What the script counts is a shard's part."""
+        bound: int = getattr(self.policy, name)
+        wait = wait_s(
+            bound=math.ceil(bound / self.shards),
+            used=int(used),
+            needed=job.cost if name.endswith("_tokens") else 1,
+            drained_per_s=float(per_s),
+            draw=random.random(),
+        )
+        return QueueFull(_BOUNDS[name], bound, wait)
+
     async def run(self, name: str, shard: int, *args: Any) -> Any:
         """Run one script on a shard (EVALSHA, loading it first where Redis has forgotten it)."""
         return await self._scripts[name](keys=[event_key(shard)], args=args)
@@ -307,9 +352,12 @@ class JobQueue:
 
 
 _BOUNDS = {
-    b"full": "jobs waiting",
-    b"full_tokens": "tokens waiting",
-    b"tenant_full": "jobs of this tenant",
+    "max_waiting_jobs": "jobs waiting",
+    "max_waiting_tokens": "tokens waiting",
+    "max_model_jobs": "jobs waiting for this model",
+    "max_model_tokens": "tokens waiting for this model",
+    "max_tenant_jobs": "jobs of this tenant",
+    "max_tenant_tokens": "tokens of this tenant",
 }
 
 

@@ -44,12 +44,22 @@ class Relay:
             await asyncio.sleep(period_s)
 
     async def relay(self, older_than_ms: int) -> int:
-        """Submit what was accepted before that and not relayed; return how many."""
-        jobs = await self._store.unrelayed(older_than_ms)
-        for job in jobs:
-            await self._submit(job)
+        """Submit what was accepted before that and not relayed; return how many.
+
+        Raises QueueFull at the end: what one tenant or model has no room for does not hold up the others.
+        """
+        count, full = 0, None
+        for job in await self._store.unrelayed(older_than_ms):
+            try:
+                await self._submit(job)
+            except QueueFull as error:
+                full = error
+                continue
             await self._store.relayed(job.id)
-        return len(jobs)
+            count += 1
+        if full is not None:
+            raise full
+        return count
 
     async def sweep(self) -> int:
         """Submit relayed, unfinished jobs that Redis does not know (it lost its memory); return how many."""

@@ -18,6 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from scheduler.backpressure import Limits
 from scheduler.scripts import QueuePolicy
 
 
@@ -32,13 +33,26 @@ class FarmSettings(BaseSettings):
     shards: int = Field(1, ge=1, le=256, description="Queue shards (hash slots); the same on every process.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a terminal.")
-    max_waiting_jobs: int = Field(100_000, ge=1)
-    max_waiting_tokens: int = Field(200_000_000, ge=1)
-    max_tenant_jobs: int = Field(100_000, ge=1)
+    max_waiting_jobs: int = Field(100_000, ge=1, description="Jobs that may wait, in all.")
+    max_waiting_tokens: int = Field(
+        200_000_000, ge=1, description="Tokens that may wait (prompts and answers asked for)."
+    )
+    max_model_jobs: int = Field(100_000, ge=1, description="Jobs that may wait for one model.")
+    max_model_tokens: int = Field(200_000_000, ge=1, description="Tokens that may wait for one model.")
+    max_tenant_jobs: int = Field(100_000, ge=1, description="Jobs of one tenant that have not ended.")
+    max_tenant_tokens: int = Field(200_000_000, ge=1, description="Tokens of one tenant's jobs that have not ended.")
     lease_s: float = Field(10.0, gt=0.2, description="A worker silent for this long loses its jobs.")
-    age_s: float = Field(30.0, gt=0, description="Waiting this long lifts a job by one lane.")
+    age_s: float = Field(
+        30.0, gt=0, description="A lane is overdue when its oldest job waits this long per lane above."
+    )
+    aged_share: float = Field(
+        0.125, gt=0, le=0.5, description="Part of the tokens that an overdue lane has a right to."
+    )
     log_ttl_s: float = Field(3600.0, gt=0, description="How long a token log outlives its job.")
     max_crashes: int = Field(3, ge=2, description="Worker deaths that make a job dead.")
+    max_retries: int = Field(3, ge=0, description="Retries of a job whose failure may pass; then it is dead.")
+    retry_base_s: float = Field(0.5, gt=0, description="Longest wait before the first retry; doubles with each.")
+    retry_longest_s: float = Field(60.0, gt=0, description="No retry waits longer than this.")
 
     @classmethod
     def settings_customise_sources(
@@ -74,11 +88,18 @@ class FarmSettings(BaseSettings):
         return QueuePolicy(
             max_waiting_jobs=self.max_waiting_jobs,
             max_waiting_tokens=self.max_waiting_tokens,
+            max_model_jobs=self.max_model_jobs,
+            max_model_tokens=self.max_model_tokens,
             max_tenant_jobs=self.max_tenant_jobs,
+            max_tenant_tokens=self.max_tenant_tokens,
             max_crashes=self.max_crashes,
             lease_ms=round(self.lease_s * 1000),
             age_ms=round(self.age_s * 1000),
+            aged_share=self.aged_share,
             log_ttl_ms=round(self.log_ttl_s * 1000),
+            max_retries=self.max_retries,
+            retry_base_ms=round(self.retry_base_s * 1000),
+            retry_longest_ms=round(self.retry_longest_s * 1000),
         )
 
 
@@ -93,6 +114,20 @@ class ApiSettings(FarmSettings):
     keepalive_s: float = Field(10.0, gt=0, description="A silent stream gets a comment this often.")
     drain_s: float = Field(20.0, ge=0, description="How long open streams may finish after a stop signal.")
     request_timeout_s: float = Field(900.0, gt=0, description="Deadline of a job that names none.")
+    limit_requests_per_minute: int = Field(0, ge=0, description="Of one key; 0: no limit.")
+    limit_input_tokens_per_minute: int = Field(0, ge=0, description="Prompt tokens not from the cache; 0: no limit.")
+    limit_output_tokens_per_minute: int = Field(0, ge=0, description="Generated tokens of one key; 0: no limit.")
+    limit_concurrent_jobs: int = Field(0, ge=0, description="Jobs of one key that have not ended; 0: no limit.")
+
+    @property
+    def limits(self) -> Limits:
+        """What every key may use."""
+        return Limits(
+            requests_per_minute=self.limit_requests_per_minute,
+            input_tokens_per_minute=self.limit_input_tokens_per_minute,
+            output_tokens_per_minute=self.limit_output_tokens_per_minute,
+            concurrent_jobs=self.limit_concurrent_jobs,
+        )
 
 
 class WorkerSettings(FarmSettings):

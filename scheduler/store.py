@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import msgpack
@@ -87,24 +87,24 @@ class Store:
     async def unrelayed(self, older_than_ms: int, limit: int = 100) -> list[NewJob]:
         """Accepted jobs that the queue may not have: not relayed, and accepted before now - `older_than_ms`."""
         query = (
-            select(DurableJobRow.submission, DurableJobRow.body)
+            select(DurableJobRow.submission, DurableJobRow.body, DurableJobRow.accepted_ms)
             .where(DurableJobRow.relayed_ms.is_(None), DurableJobRow.ended_ms.is_(None))
             .where(DurableJobRow.accepted_ms <= _now_ms() - older_than_ms)
             .order_by(DurableJobRow.accepted_ms)
             .limit(limit)
         )
-        return [_new_job(row.submission, row.body) for row in await self._all(query)]
+        return [_new_job(row.submission, row.body, _now_ms() - row.accepted_ms) for row in await self._all(query)]
 
     async def unfinished(self, after_id: str = "", limit: int = 500) -> list[NewJob]:
         """Relayed jobs without an end, by id: what a queue that lost its memory must be given again."""
         query = (
-            select(DurableJobRow.submission, DurableJobRow.body)
+            select(DurableJobRow.submission, DurableJobRow.body, DurableJobRow.accepted_ms)
             .where(DurableJobRow.relayed_ms.is_not(None), DurableJobRow.ended_ms.is_(None))
             .where(DurableJobRow.id > after_id)
             .order_by(DurableJobRow.id)
             .limit(limit)
         )
-        return [_new_job(row.submission, row.body) for row in await self._all(query)]
+        return [_new_job(row.submission, row.body, _now_ms() - row.accepted_ms) for row in await self._all(query)]
 
     async def durable_job(self, job_id: str) -> DurableJob | None:
         """An accepted async job with its result, or None."""
@@ -241,8 +241,12 @@ def _submission(job: NewJob) -> dict[str, Any]:
     return {name: getattr(job, name) for name in names} | {"lane": job.lane.value, "node": ""}
 
 
-def _new_job(submission: Mapping[str, Any], body: bytes) -> NewJob:
-    return NewJob(**{**submission, "lane": Lane(submission["lane"])}, request=JobRequest.decode(body))
+def _new_job(submission: Mapping[str, Any], body: bytes, waited_ms: int) -> NewJob:
+    """The job as it is to be submitted now: its times began when it was accepted."""
+    job = NewJob(**{**submission, "lane": Lane(submission["lane"])}, request=JobRequest.decode(body))
+    waited_ms = max(0, waited_ms)
+    deadline_ms = max(1, job.deadline_ms - waited_ms) if job.deadline_ms else 0
+    return replace(job, delay_ms=max(0, job.delay_ms - waited_ms), deadline_ms=deadline_ms)
 
 
 def _now_ms() -> int:

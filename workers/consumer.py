@@ -27,6 +27,7 @@ from scheduler.tokens import Emission, EmitCode, TokenLog
 from workers.engine import Chunk, FinishReason, Grammar, GrammarKind, Prompt, SamplingParams, StopRule
 from workers.engine_thread import EngineThread
 from workers.held import HeldJob
+from workers.room import claimable_rows
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -64,8 +65,15 @@ class Consumer:
 
     @property
     def free_rows(self) -> int:
-        """Sequences that may still be added to the batch."""
-        return self._rows - sum(len(job.unfinished) for job in tuple(self._jobs.values()))
+        """Sequences that may still be added to the batch; fewer while the engine's memory is short."""
+        taken, stats = sum(len(job.unfinished) for job in tuple(self._jobs.values())), self._engine.stats
+        return claimable_rows(
+            self._rows - taken,
+            rows=min(taken, stats.running + stats.waiting + len(stats.prefilling)),
+            waiting=stats.waiting,
+            used_blocks=stats.used_blocks,
+            total_blocks=stats.total_blocks,
+        )
 
     def wake(self) -> None:
         """A job may be waiting, or there may be room again."""
@@ -225,7 +233,7 @@ class Consumer:
         if failed is not None:
             code = "invalid_request" if failed.refused else "engine_error"
             job.error = (code, failed.error or "The engine failed.")
-            await self._end(job, EventType.FAILED)
+            await (self._retry(job) if failed.may_pass else self._end(job, EventType.FAILED))
         elif any(chunk.finish_reason is FinishReason.CANCELLED for chunk in chunks):
             await self._end(job, job.ending or EventType.CANCELLED)
         elif not job.unfinished:
@@ -238,6 +246,14 @@ class Consumer:
         job.closing = True
         await _insist(lambda: self._queue.finish(job.id, job.claimed.token, event, facts))
         self._drop(job)  # only now: a job that is not held, but running for Redis, would be given to another worker
+
+    async def _retry(self, job: HeldJob) -> None:
+        """Hand back a job whose failure may pass: another attempt goes on after what is in its log."""
+        facts = job.end(EventType.DIED, time.monotonic())
+        job.closing = True
+        answer = await _insist(lambda: self._queue.retry(job.id, job.claimed.token, "engine_error", facts))
+        log.warning("job failed, perhaps not for good", job=job.id, error=facts["error"], answer=answer)
+        self._drop(job)
 
     def _stop_job(self, job_id: str, ending: EventType) -> None:
         """Ask the engine to stop a job; it ends with the engine's CANCELLED chunks."""

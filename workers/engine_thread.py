@@ -21,6 +21,7 @@ from workers.engine import (
     Chunk,
     Engine,
     EngineBackend,
+    EngineFull,
     EngineStats,
     FinishReason,
     InvalidPrompt,
@@ -209,4 +210,6 @@ def _submit(engine: Engine, prompt: Prompt) -> Sequence[Chunk]:
         engine.submit(prompt)
     except InvalidPrompt as error:
         return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error), refused=True)]
+    except EngineFull as error:
+        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error), may_pass=True)]
     return []

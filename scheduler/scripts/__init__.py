@@ -1,39 +1,63 @@
 """The Lua scripts: one per move of a job, each atomic; `prelude.lua` holds the key schema and what they share.
 
+`limits.lua` is the same for the scripts of rate limits.
+
 The transition table of scheduler/jobs.py and the policy's times become Lua constants in front of the prelude.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
 from scheduler.jobs import TRANSITIONS
 
-NAMES = ("submit", "claim", "emit", "finish", "release", "cancel", "expire", "heartbeat", "reap", "listen")
+NAMES = (
+    *("submit", "claim", "emit", "finish", "release", "cancel", "expire", "heartbeat", "reap", "listen"),
+    *("room", "place", "retry", "discard", "leave"),
+)
+
+LIMIT_NAMES = ("admit", "settle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePolicy:
-    """Bounds and times of the queue; every process of a farm must use the same."""
+    """Bounds and times of the queue; every process of a farm must use the same.
+
+    The bounds of waiting and of a model's count what waits, those of a tenant all that has not ended.
+    """
 
     max_waiting_jobs: int = 100_000
     max_waiting_tokens: int = 200_000_000
+    max_model_jobs: int = 100_000
+    max_model_tokens: int = 200_000_000
     max_tenant_jobs: int = 100_000
+    max_tenant_tokens: int = 200_000_000
+    drain_ms: int = 60_000
+    max_retries: int = 3
+    retry_base_ms: int = 500
+    retry_longest_ms: int = 60_000
     max_crashes: int = 3
     lease_ms: int = 10_000
     disowned_grace_ms: int = 5_000
     age_ms: int = 30_000
+    aged_share: float = 0.125
     log_ttl_ms: int = 3_600_000
     job_ttl_ms: int = 86_400_000
     idempotency_ttl_ms: int = 86_400_000
 
 
-def script_texts(policy: QueuePolicy) -> Mapping[str, str]:
-    """Return every script's full text by name, ready for SCRIPT LOAD."""
-    head = _constants(policy) + _legal_table() + _text("prelude")
+def script_texts(policy: QueuePolicy, shards: int) -> Mapping[str, str]:
+    """Return every script's full text by name, ready for SCRIPT LOAD. Each shard gets its part of the bounds."""
+    head = _constants(policy) + _bounds(policy, shards) + _legal_table() + _text("prelude")
     return {name: head + _text(name) for name in NAMES}
+
+
+def limit_texts() -> Mapping[str, str]:
+    """The scripts of rate limits; they touch keys of their own and nothing of the queue."""
+    return {name: _text("limits") + _text(name) for name in LIMIT_NAMES}
 
 
 def _text(name: str) -> str:
@@ -41,10 +65,16 @@ def _text(name: str) -> str:
 
 
 def _constants(policy: QueuePolicy) -> str:
-    return (
-        f"local AGE_MS={policy.age_ms} local LOG_TTL_MS={policy.log_ttl_ms} "
-        f"local JOB_TTL_MS={policy.job_ttl_ms} local IDEMPOTENCY_TTL_MS={policy.idempotency_ttl_ms}\n"
-    )
+    retries = ("max_retries", "retry_base_ms", "retry_longest_ms")
+    names = ("age_ms", "aged_share", "drain_ms", "log_ttl_ms", "job_ttl_ms", "idempotency_ttl_ms", *retries)
+    return "".join(f"local {name.upper()}={getattr(policy, name)}\n" for name in names)
+
+
+def _bounds(policy: QueuePolicy, shards: int) -> str:
+    """`BOUNDS`, in the order in which prelude.lua reads the counters: three of jobs, three of tokens."""
+    names = ("waiting_jobs", "model_jobs", "tenant_jobs", "waiting_tokens", "model_tokens", "tenant_tokens")
+    rows = (f"{{'max_{name}',{math.ceil(getattr(policy, f'max_{name}') / shards)}}}" for name in names)
+    return f"local BOUNDS={{{','.join(rows)}}}\n"
 
 
 def _legal_table() -> str:

@@ -1,5 +1,6 @@
 -- Give a worker jobs for `rows` sequences (the last one may need more): resumed ones first, then (for an idle worker)
--- one suspect alone, then by aged lane and, inside the lane, the tenant with the least service. Idempotent by nonce.
+-- one suspect alone, then by lane (an overdue one has a right to its share) and, inside the lane, the tenant with the
+-- least service so far (virtual token counter, Sheng et al., https://arxiv.org/abs/2401.00588). Idempotent by nonce.
 -- ARGV: worker pool rows nonce idle(0|1)
 -- Returns a list of {id, token, generation, last sequence, body, solo(0|1), submitted ms,
 -- claimed ms, attempt, lane asked for}; nil without a live lease.
@@ -8,7 +9,7 @@ local t = now()
 local lease = redis.call('ZSCORE', S .. 'wl', wid)
 if not lease or tonumber(lease) < t then return false end
 go()
-local out, taken = {}, {}
+local out, taken, overdue = {}, {}, {}
 
 local function answer(id, solo)
   local j = S .. 'j:' .. id
@@ -39,7 +40,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', S .. 'due', '-inf', t, 'LIMIT', 
   end
 end
 
--- Returns nil (nothing there), false (a tombstone was dropped) or the job's cost and weight.
+-- Returns nil (nothing there), false (a tombstone was dropped) or the job's cost and what its tenant owes for the prompt.
 local function take(lane, tenant)
   local q = S .. 'q:' .. pool .. ':' .. lane .. ':' .. tenant
   redis.pcall('XGROUP', 'CREATE', q, 'w', '0', 'MKSTREAM')
@@ -51,7 +52,7 @@ local function take(lane, tenant)
   local eid, f = r[1][2][1][1], r[1][2][1][2]
   local id = f and f[2]
   local j = S .. 'j:' .. (id or '')
-  local h = id and redis.call('HMGET', j, 'state', 'eid', 'cost', 'weight', 'rows') or {}
+  local h = id and redis.call('HMGET', j, 'state', 'eid', 'cost', 'weight', 'rows', 'prompt') or {}
   if not legal('claimed', h[1]) or h[2] ~= eid then
     drop(q, eid)
     return false
@@ -66,7 +67,7 @@ local function take(lane, tenant)
   log('claimed', id, t, cjson.encode({worker = wid, fence = fence, attempt = attempt}))
   answer(id, lane == 'solo' and 1 or 0)
   rows = rows - tonumber(h[5])
-  return tonumber(h[3]), tonumber(h[4])
+  return tonumber(h[3]), attempt == 1 and tonumber(h[6]) / tonumber(h[4]) or 0
 end
 
 local function depth(lane) return redis.call('ZCARD', S .. 'wait:' .. pool .. ':' .. lane) end
@@ -84,30 +85,50 @@ local function repair(lane)
   enqueue(head[1], j, pool, lane, (lane == 'resume' or lane == 'solo') and '_' or h[2], tonumber(head[2]))
 end
 
+-- The lane to serve and whether by right: the highest one where a job waits, but for overdue lanes. A lane is overdue
+-- while its oldest job has waited longer than AGE_MS for each lane above; then it is served at once, and again each time
+-- the others have had their part of the tokens: vt O:<pool>:<lane> counts from minus that part up to 0.
 local function best_lane()
-  local best, found = math.huge, nil
+  local first, right, longest
   for i, lane in ipairs(LANES) do
     local head = redis.call('ZRANGE', S .. 'wait:' .. pool .. ':' .. lane, 0, 0, 'WITHSCORES')
-    if head[1] then
-      local rank = i - (t - tonumber(head[2])) / AGE_MS
-      if rank < best then best, found = rank, lane end
+    local late = head[1] and t - tonumber(head[2]) - (i - 1) * AGE_MS or 0
+    overdue[lane] = i > 1 and late > 0
+    if head[1] and not first then
+      first = lane
+    elseif overdue[lane] and (not longest or late > longest) then
+      if tonumber(redis.call('HGET', S .. 'vt', 'O:' .. pool .. ':' .. lane) or '0') >= 0 then right, longest = lane, late end
     end
   end
-  return found
+  return right or first, right ~= nil
 end
 
-local function take_fair(lane)
+local function count_turn(lane, by_right, cost)
+  for i = 2, #LANES do
+    local other, key = LANES[i], 'O:' .. pool .. ':' .. LANES[i]
+    if not overdue[other] then
+      redis.call('HDEL', S .. 'vt', key)
+    elseif other ~= lane then
+      redis.call('HINCRBYFLOAT', S .. 'vt', key, cost)
+    elseif by_right then
+      redis.call('HSET', S .. 'vt', key, -cost * (1 / AGED_SHARE - 1))
+    end
+  end
+end
+
+local function take_fair(lane, by_right)
   local act, key = S .. 'act:' .. pool .. ':' .. lane, pool .. ':' .. lane
   local head = redis.call('ZRANGE', act, 0, 0, 'WITHSCORES')
   if not head[1] then return repair(lane) end
   local tenant, v = head[1], tonumber(head[2])
-  local cost, weight = take(lane, tenant)
+  local cost, owed = take(lane, tenant)
   if cost == nil then
     redis.call('ZREM', act, tenant)
     redis.call('HSET', S .. 'vt', 'F:' .. key .. ':' .. tenant, v)
   elseif cost then
     redis.call('HSET', S .. 'vt', 'V:' .. key, v)
-    redis.call('ZINCRBY', act, cost / weight, tenant)
+    redis.call('ZINCRBY', act, owed, tenant)
+    count_turn(lane, by_right, cost)
   end
 end
 
@@ -121,9 +142,9 @@ while rows > 0 and guard > 0 do
     if cost then break end
     if cost == nil then repair('solo') end
   else
-    local lane = best_lane()
+    local lane, by_right = best_lane()
     if not lane then break end
-    take_fair(lane)
+    take_fair(lane, by_right)
   end
 end
 if #taken > 0 then redis.call('SET', S .. 'cl:' .. wid, nonce .. ' ' .. table.concat(taken, ' '), 'PX', 60000) end

@@ -19,7 +19,9 @@ for i = 1, #ARGV, 6 do
       if not string.find(added.err, 'equal or smaller') then return added end
       code = 3
     else
-      redis.call('HINCRBY', j, 'out', ARGV[i + 4])
+      local produced, tokens = redis.call('HINCRBY', j, 'out', ARGV[i + 4]), tonumber(ARGV[i + 4])
+      local steps = math.floor(produced / CHARGE_TOKENS) - math.floor((produced - tokens) / CHARGE_TOKENS)
+      if steps > 0 then charge(j, steps * CHARGE_TOKENS) end
       code = (h[2] == 'cancelled' and 1) or (h[2] == 'expired' and 5) or 0
       if h[3] and h[3] ~= '' then
         local message = cmsgpack.pack({id, tonumber(gen), tonumber(seq), payload})

@@ -4,18 +4,22 @@
 -- {farm.<k>}: is the prefix S of shard k; the braces put all its keys into one hash slot.
 --   ev                         STREAM  event log, one entry per transition: t type, j job, at ms, d JSON
 --   j:<id>                     HASH    state pool tenant lane cost weight rows enq ddl tok fence wid claimed attempt crashes
---                                      gen out cancel rt q eid durable fin
+--                                      gen out cancel rt q eid durable fin prompt budget retries left
 --   b:<id>                     STRING  body (msgpack of JobRequest)
 --   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d
 --   q:<pool>:<lane>:<tenant>   STREAM  backlog with group `w`, one entry per job (waiting, or pending with its worker): j id
 --   wait:<pool>:<lane>         ZSET    id -> enqueued ms (depth, age of the head); lanes high normal low resume solo
---   act:<pool>:<lane>          ZSET    tenant -> virtual time (start-time fair queueing in tokens)
---   vt                         HASH    V:<pool>:<lane> lane clock, F:<pool>:<lane>:<tenant> where an idle tenant stopped
+--   act:<pool>:<lane>          ZSET    tenant -> tokens of service by weight (virtual token counter)
+--   vt                         HASH    V:<pool>:<lane> lane clock, F:<pool>:<lane>:<tenant> where an idle tenant stopped,
+--                                      O:<pool>:<lane> tokens until an overdue lane has its next turn by right
 --   wl, wj:<wid>               ZSET, SET  worker -> lease end ms, jobs a worker holds
 --   cl:<wid>                   STRING  nonce and ids of the last claim, so that a repeated claim gets the same answer
 --   due, ddl, dlq              ZSET    delayed jobs by due ms, deadlines by ms, dead letters by ms
+--   used                       ZSET    "<job id> <input tokens> <output tokens> <budget>" -> ended ms, until it is settled
 --   idem:<tenant>:<key>        STRING  "<job id> <body hash>"
---   cnt                        HASH    jobs, tokens waiting; t:<tenant> jobs not ended
+--   cnt                        HASH    waiting: jobs, tokens, of a pool p:<pool>, P:<pool> (tokens); not ended:
+--                                      t:<tenant>, T:<tenant> (tokens)
+--   rate:<pool>                HASH    what ended while jobs waited: jobs, tokens, in ms (all fading), until at, waiting from
 --   fence                      STRING  counter of claims
 -- Channels: n:<node> frames for an API node, {shard}wake:<pool> a job is waiting.
 --
@@ -24,6 +28,7 @@
 local EV = KEYS[1]
 local S = string.sub(EV, 1, #EV - 2)
 local LANES = {'high', 'normal', 'low'}
+local CHARGE_TOKENS = 16 -- output is charged in such steps while it is produced, and the rest at the end
 
 local function now()
   local t = redis.call('TIME')
@@ -38,6 +43,25 @@ local function log(kind, id, t, data)
   return redis.call('XADD', EV, '*', 't', kind, 'j', id, 'at', int(t), 'd', data)
 end
 
+-- How fast a pool drains: what ended, over the time in which jobs waited, both fading with that time (DRAIN_MS). A farm
+-- with nothing to do says nothing about what it can do, so that such times do not count.
+-- Returns the faded {ms, jobs, tokens} at t.
+local function drained(pool, t)
+  local r = redis.call('HMGET', S .. 'rate:' .. pool, 'ms', 'jobs', 'tokens', 'at', 'from')
+  local passed = 0
+  if tonumber(redis.call('HGET', S .. 'cnt', 'p:' .. pool) or '0') > 0 then
+    passed = math.max(0, t - math.max(tonumber(r[4] or '0'), tonumber(r[5] or '0')))
+  end
+  local kept = math.exp(-passed / DRAIN_MS)
+  return (tonumber(r[1] or '0')) * kept + DRAIN_MS * (1 - kept), tonumber(r[2] or '0') * kept, tonumber(r[3] or '0') * kept
+end
+
+-- Note what has ended just now; called while jobs wait, and once more when the last one leaves.
+local function note_drain(pool, t, jobs, tokens)
+  local ms, all_jobs, all_tokens = drained(pool, t)
+  redis.call('HSET', S .. 'rate:' .. pool, 'ms', ms, 'jobs', all_jobs + jobs, 'tokens', all_tokens + tokens, 'at', int(t))
+end
+
 -- LEGAL comes from the transition table in scheduler/jobs.py: event -> set of states it may leave.
 local function legal(event, state) return LEGAL[event][state or ''] == true end
 
@@ -47,22 +71,60 @@ local function enqueue(id, j, pool, lane, tenant, t)
   local eid = redis.call('XADD', q, '*', 'j', id)
   redis.call('HSET', j, 'state', 'queued', 'q', q, 'eid', eid, 'tok', '', 'wid', '', 'at_lane', lane)
   redis.call('ZADD', S .. 'wait:' .. pool .. ':' .. lane, t, id)
-  redis.call('HINCRBY', S .. 'cnt', 'jobs', 1)
-  redis.call('HINCRBY', S .. 'cnt', 'tokens', redis.call('HGET', j, 'cost'))
+  local cost, cnt = redis.call('HGET', j, 'cost'), S .. 'cnt'
+  redis.call('HINCRBY', cnt, 'jobs', 1)
+  redis.call('HINCRBY', cnt, 'tokens', cost)
+  redis.call('HINCRBY', cnt, 'P:' .. pool, cost)
+  if redis.call('HINCRBY', cnt, 'p:' .. pool, 1) == 1 then redis.call('HSET', S .. 'rate:' .. pool, 'from', int(t)) end
   local act = S .. 'act:' .. pool .. ':' .. lane
   if lane ~= 'resume' and lane ~= 'solo' and not redis.call('ZSCORE', act, tenant) then
     local v = tonumber(redis.call('HGET', S .. 'vt', 'V:' .. pool .. ':' .. lane) or '0')
     local f = tonumber(redis.call('HGET', S .. 'vt', 'F:' .. pool .. ':' .. lane .. ':' .. tenant) or '0')
-    redis.call('ZADD', act, math.max(v, f), tenant)
+    local least = redis.call('ZRANGE', act, 0, 0, 'WITHSCORES') -- who was idle earns no credit
+    redis.call('ZADD', act, math.max(v, f, tonumber(least[2] or '0')), tenant)
+    redis.call('HDEL', S .. 'vt', 'F:' .. pool .. ':' .. lane .. ':' .. tenant)
   end
+end
+
+-- Add tokens of service to a job's tenant, in the lane that the job asked for.
+local function charge(j, tokens)
+  local r = redis.call('HMGET', j, 'pool', 'lane', 'tenant', 'weight')
+  local key, owed = r[1] .. ':' .. r[2], tokens / tonumber(r[4])
+  if redis.call('ZADD', S .. 'act:' .. key, 'XX', 'INCR', owed, r[3]) then return end
+  local idle = 'F:' .. key .. ':' .. r[3]
+  redis.call('HSETNX', S .. 'vt', idle, redis.call('HGET', S .. 'vt', 'V:' .. key) or '0')
+  redis.call('HINCRBYFLOAT', S .. 'vt', idle, owed)
+end
+
+-- Put a job that waits nowhere aside until it is due (a claim finds it then).
+local function delay(id, j, due)
+  redis.call('HSET', j, 'state', 'delayed', 'tok', '', 'wid', '', 'eid', '')
+  redis.call('ZADD', S .. 'due', due, id)
 end
 
 -- Take a waiting job out of its lane's index and the counters (its stream entry goes with drop_entry).
 local function leave_lane(id, j)
   local r = redis.call('HMGET', j, 'pool', 'at_lane', 'cost')
   if r[2] and redis.call('ZREM', S .. 'wait:' .. r[1] .. ':' .. r[2], id) == 1 then
-    redis.call('HINCRBY', S .. 'cnt', 'jobs', -1)
-    redis.call('HINCRBY', S .. 'cnt', 'tokens', -tonumber(r[3]))
+    local cost, cnt = -tonumber(r[3]), S .. 'cnt'
+    if redis.call('HGET', cnt, 'p:' .. r[1]) == '1' then note_drain(r[1], now(), 0, 0) end
+    redis.call('HINCRBY', cnt, 'jobs', -1)
+    redis.call('HINCRBY', cnt, 'tokens', cost)
+    redis.call('HINCRBY', cnt, 'P:' .. r[1], cost)
+    redis.call('HINCRBY', cnt, 'p:' .. r[1], -1)
+  end
+end
+
+-- The first bound that a new job would pass: its name, what is there of it, and what drains per second; nil for none.
+local function bound_reached(pool, tenant, cost, t)
+  local names = {'jobs', 'p:' .. pool, 't:' .. tenant, 'tokens', 'P:' .. pool, 'T:' .. tenant}
+  local used = redis.call('HMGET', S .. 'cnt', unpack(names))
+  for i, bound in ipairs(BOUNDS) do
+    local have, more = tonumber(used[i] or '0'), i > 3 and cost or 1
+    if have + more > bound[2] then
+      local ms, jobs, tokens = drained(pool, t)
+      return bound[1], have, ms > 0 and (i > 3 and tokens or jobs) / ms * 1000 or 0
+    end
   end
 end
 
@@ -91,9 +153,17 @@ local function last_sequence(id)
   return tonumber(string.match(last[1][1], '%-(%d+)$'))
 end
 
+-- What a job has really used of its key's limits, to be settled: the limits live in another hash slot.
+local function note_used(budget, id, j, t, data)
+  local r, said = redis.call('HMGET', j, 'attempt', 'prompt', 'out'), cjson.decode(data)
+  local input = tonumber(r[1]) > 0 and math.max(0, tonumber(r[2]) - (tonumber(said['cached_tokens']) or 0)) or 0
+  local output = tonumber(said['output_tokens']) or tonumber(r[3])
+  redis.call('ZADD', S .. 'used', t, id .. ' ' .. int(input) .. ' ' .. int(output) .. ' ' .. budget)
+end
+
 -- The common tail of every terminal transition: event, terminal frame, all places left, retention set.
 local function finish(event, state, id, j, t, data, frame)
-  local r = redis.call('HMGET', j, 'wid', 'tenant', 'rt', 'gen', 'durable')
+  local r = redis.call('HMGET', j, 'wid', 'tenant', 'rt', 'gen', 'durable', 'pool', 'cost', 'budget')
   log(event, id, t, data)
   local seq = last_sequence(id) + 1
   redis.call('XADD', S .. 't:' .. id, r[4] .. '-' .. int(seq), 'd', frame, 'x', state)
@@ -101,10 +171,18 @@ local function finish(event, state, id, j, t, data, frame)
   leave_lane(id, j)
   drop_entry(j)
   redis.call('HSET', j, 'state', state, 'tok', '', 'ended', int(t))
-  if r[1] and r[1] ~= '' then redis.call('SREM', S .. 'wj:' .. r[1], id) end
+  if r[1] and r[1] ~= '' then
+    redis.call('SREM', S .. 'wj:' .. r[1], id)
+    local cached = tonumber(string.match(data, '"cached_tokens": ?(%d+)') or '0')
+    local left = tonumber(redis.call('HGET', j, 'out') or '0') % CHARGE_TOKENS - cached
+    if left ~= 0 then charge(j, left) end
+    if tonumber(redis.call('HGET', S .. 'cnt', 'p:' .. r[6]) or '0') > 0 then note_drain(r[6], t, 1, tonumber(r[7])) end
+  end
+  if r[8] and r[8] ~= '' then note_used(r[8], id, j, t, data) end
   redis.call('ZREM', S .. 'ddl', id)
   redis.call('ZREM', S .. 'due', id)
-  if redis.call('HINCRBY', S .. 'cnt', 't:' .. r[2], -1) <= 0 then redis.call('HDEL', S .. 'cnt', 't:' .. r[2]) end
+  redis.call('HINCRBY', S .. 'cnt', 'T:' .. r[2], -tonumber(r[7]))
+  if redis.call('HINCRBY', S .. 'cnt', 't:' .. r[2], -1) <= 0 then redis.call('HDEL', S .. 'cnt', 't:' .. r[2], 'T:' .. r[2]) end
   if state == 'dead' then
     redis.call('ZADD', S .. 'dlq', t, id)
   elseif r[5] ~= '1' then -- a durable job's log stays until the projector has stored its result

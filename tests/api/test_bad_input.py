@@ -322,7 +322,7 @@ async def test_unknown_places_and_methods_have_the_same_shape(shared_client: htt
         ("Farm-Lane", "express"),
         ("Farm-Timeout", "soon"),
         ("Farm-Timeout", "-1"),
-        ("Farm-Disconnect", "explode"),
+        *(("Farm-Disconnect", value) for value in ("explode", "cancel=3", "continue=", "continue=-1", "continue=1e9")),
     ],
 )
 async def test_bad_headers_are_named(shared_client: httpx2.AsyncClient, name: str, value: str) -> None:
@@ -356,3 +356,13 @@ async def test_a_full_queue_is_429_with_a_time_to_wait(start_node: StartNode, wo
     assert int(response.headers["retry-after"]) >= 1
     assert int(response.headers["retry-after-ms"]) >= 1000
     assert response.headers["x-should-retry"] == "true"
+
+
+async def test_a_full_queue_refuses_an_async_job_before_it_is_committed(
+    start_node: StartNode, worker: ScriptedWorker
+) -> None:
+    server = await start_node(max_model_tokens=1)
+    async with httpx2.AsyncClient(base_url=server.url) as http:
+        response = await http.post(CHAT, json=chat_body(), headers={"prefer": "respond-async"})
+        assert (response.status_code, response.headers["x-should-retry"]) == (429, "true")
+    assert await server.node.store.unrelayed(0) == []

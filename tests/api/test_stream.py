@@ -113,6 +113,33 @@ async def test_leaving_need_not_cancel(
     assert worker.cancelled == []
 
 
+async def test_a_job_waits_some_seconds_for_its_client_to_come_back(
+    server: NodeServer, client: httpx2.AsyncClient, worker: ScriptedWorker
+) -> None:
+    worker.script = Script(hold_before=1)
+    lingering = {"farm-disconnect": "continue=0.05"}
+    ids = []
+    for _ in range(2):
+        async with client.stream("POST", URL, json=chat_body(stream=True), headers=lingering) as response:
+            ids.append(response.headers["farm-job-id"])
+            await worker.held.wait()
+        await until(lambda: server.drain.open_answers == 0)
+
+        async def left(job_id: str = ids[-1]) -> bool:
+            return "left" in (await worker.queue.snapshot(job_id) or {})
+
+        await until(left)
+    await worker.queue.listen(ids[1], "another node")
+
+    async def expired() -> bool:
+        return await worker.queue.expire(0) > 0
+
+    await until(expired)
+    worker.resume.set()
+    await ended(worker.queue, ids[0], JobState.CANCELLED)
+    await ended(worker.queue, ids[1], JobState.FINISHED)
+
+
 async def test_a_waiting_stream_says_its_place_and_stays_alive(
     start_node: StartNode, worker: ScriptedWorker, redis: Redis
 ) -> None:

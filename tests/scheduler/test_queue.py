@@ -8,10 +8,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, UnknownJob
-from scheduler.jobs import JobState, Lane
-from scheduler.queue import JobQueue, redis_errors, shard_key
-from scheduler.scripts import QueuePolicy
+from scheduler.errors import IdempotencyConflict, QueueUnavailable, UnknownJob
+from scheduler.jobs import JobState
+from scheduler.queue import JobQueue, redis_errors
 from tests.conftest import RedisServer
 from tests.scheduler.builders import POOL, Farm, make_job, make_request
 
@@ -24,7 +23,7 @@ async def fill_memory(redis: Redis) -> None:
 async def test_a_submitted_job_waits_with_its_cost_counted(farm: Farm) -> None:
     job_id = await farm.submit(prompt_tokens=5, max_tokens=10, n=2)
     assert await farm.state(job_id) is JobState.QUEUED
-    assert await farm.counts() == {"jobs": 1, "tokens": 25, "t:default": 1}
+    assert await farm.counts() == {"jobs": 1, "tokens": 25, "p:demo": 1, "P:demo": 25, "t:default": 1, "T:default": 25}
     assert await farm.queue.depths(POOL) == {"high": 0, "normal": 1, "low": 0, "resume": 0, "solo": 0}
 
 
@@ -59,34 +58,6 @@ async def test_one_of_many_submits_with_one_key_wins(farm: Farm) -> None:
     ids = await asyncio.gather(*(farm.submit(idempotency_key="k", body_hash="h") for _ in range(20)))
     assert len(set(ids)) == 1
     assert await farm.told(ids[0]) == ["submitted"]
-
-
-@pytest.mark.parametrize(
-    ("policy", "scope"),
-    [
-        (QueuePolicy(max_waiting_jobs=2), "jobs waiting"),
-        (QueuePolicy(max_waiting_tokens=29), "tokens waiting"),
-        (QueuePolicy(max_tenant_jobs=2), "jobs of this tenant"),
-    ],
-)
-async def test_a_bound_refuses_a_job_whole(redis: Redis, policy: QueuePolicy, scope: str) -> None:
-    farm = Farm(redis, policy)
-    await farm.submit()
-    await farm.submit()
-    keys = await farm.keys()
-    with pytest.raises(QueueFull, match=scope):
-        await farm.submit(idempotency_key="k")
-    assert await farm.keys() == keys
-
-
-async def test_the_bound_of_a_tenant_counts_running_jobs_and_no_others_tenants(redis: Redis) -> None:
-    farm = Farm(redis, QueuePolicy(max_tenant_jobs=1))
-    held = await farm.start(tenant="a")
-    with pytest.raises(QueueFull):
-        await farm.submit(tenant="a")
-    await farm.submit(tenant="b")
-    await farm.finish(held)
-    await farm.submit(tenant="a")
 
 
 async def test_without_memory_submit_leaves_no_trace_and_running_work_goes_on(own_redis: Redis) -> None:
@@ -176,22 +147,8 @@ async def test_a_job_that_never_was_is_nowhere(farm: Farm) -> None:
     assert await farm.queue.listen(job_id, "node") is None
     assert await farm.queue.snapshot(job_id) is None
     assert await farm.queue.body(job_id) is None
-    assert await farm.queue.position(job_id) is None
+    assert await farm.queue.place(job_id) is None
     assert await farm.redis.keys() == []
-
-
-async def test_position_counts_what_is_served_first(farm: Farm) -> None:
-    returned, suspect = await farm.start(), await farm.start()
-    await farm.queue.release(returned.id, returned.token, "drain")
-    await farm.redis.hset(shard_key(0, f"j:{suspect.id}"), "crashes", "1")  # type: ignore[misc]
-    await farm.crash()
-    low, high, normal, second = [
-        await farm.submit(lane=lane) for lane in (Lane.LOW, Lane.HIGH, Lane.NORMAL, Lane.NORMAL)
-    ]
-    wanted = {returned.id: 1, suspect.id: 2, high: 2, normal: 3, second: 4, low: 5}
-    assert {job_id: await farm.queue.position(job_id) for job_id in wanted} == wanted
-    (held,) = await farm.claim()
-    assert await farm.queue.position(held.id) is None
 
 
 async def test_shards_are_apart_and_counted_together(redis: Redis) -> None:

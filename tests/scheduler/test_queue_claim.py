@@ -118,14 +118,14 @@ async def served(farm: Farm, claims: int) -> Counter[str]:
         (job,) = await farm.claim(idle=False)
         snapshot = await farm.queue.snapshot(job.id)
         assert snapshot is not None
-        totals[snapshot["tenant"]] += int(snapshot["cost"])
+        totals[snapshot["tenant"]] += int(snapshot["prompt"])
     return totals
 
 
 async def test_tenants_share_by_tokens_not_by_jobs(farm: Farm) -> None:
     for _ in range(60):
-        await farm.submit(tenant="large", cost_tokens=400)
-        await farm.submit(tenant="small", cost_tokens=100)
+        await farm.submit(tenant="large", prompt_tokens=400)
+        await farm.submit(tenant="small", prompt_tokens=100)
     totals = await served(farm, 50)
     assert abs(totals["large"] - totals["small"]) <= 400
     assert totals["large"] == 4000
@@ -133,28 +133,28 @@ async def test_tenants_share_by_tokens_not_by_jobs(farm: Farm) -> None:
 
 async def test_a_tenant_of_twice_the_weight_gets_twice_the_tokens(farm: Farm) -> None:
     for _ in range(60):
-        await farm.submit(tenant="heavy", cost_tokens=100, weight=2.0)
-        await farm.submit(tenant="light", cost_tokens=100, weight=1.0)
+        await farm.submit(tenant="heavy", prompt_tokens=100, weight=2.0)
+        await farm.submit(tenant="light", prompt_tokens=100, weight=1.0)
     totals = await served(farm, 60)
     assert totals["heavy"] == 4000
 
 
 async def test_being_idle_earns_no_credit(farm: Farm) -> None:
     for _ in range(30):
-        await farm.submit(tenant="busy", cost_tokens=100)
+        await farm.submit(tenant="busy", prompt_tokens=100)
     await served(farm, 20)
     for _ in range(20):
-        await farm.submit(tenant="new", cost_tokens=100)
+        await farm.submit(tenant="new", prompt_tokens=100)
     totals = await served(farm, 10)
     assert abs(totals["busy"] - totals["new"]) <= 100
 
 
 async def test_leaving_and_coming_back_does_not_begin_the_count_again(farm: Farm) -> None:
-    await farm.submit(tenant="greedy", cost_tokens=10_000)
+    await farm.submit(tenant="greedy", prompt_tokens=10_000)
     for _ in range(20):
-        await farm.submit(tenant="modest", cost_tokens=100)
+        await farm.submit(tenant="modest", prompt_tokens=100)
     assert set(await served(farm, 6)) == {"greedy", "modest"}
-    await farm.submit(tenant="greedy", cost_tokens=100)
+    await farm.submit(tenant="greedy", prompt_tokens=100)
     assert set(await served(farm, 15)) == {"modest"}
     assert set(await served(farm, 1)) == {"greedy"}
 
@@ -214,7 +214,7 @@ async def test_a_job_whose_backlog_was_lost_is_put_back(farm: Farm, lane: str) -
     for name in await farm.keys("q:*") + await farm.keys("act:*"):
         await farm.redis.delete(shard_key(0, name))
     assert [job.id for job in await farm.claim()] == [job_id]
-    assert await farm.counts() == {"t:default": 1}
+    assert await farm.counts() == {"t:default": 1, "T:default": 10}
 
 
 async def test_a_new_backlog_never_gives_out_the_entry_of_a_running_job(farm: Farm) -> None:

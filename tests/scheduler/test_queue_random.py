@@ -114,9 +114,10 @@ async def check(chaos: Chaos) -> None:
         frames = await farm.log.read(job.id)
         assert [str(frame.id) for frame in frames] == [f"1-{i}" for i in range(1, len(frames) + 1)]
         if job.state is JobState.QUEUED:
-            waiting.update(jobs=1, tokens=int(snapshot["cost"]))
+            cost = int(snapshot["cost"])
+            waiting.update({"jobs": 1, "tokens": cost, f"p:{POOL}": 1, f"P:{POOL}": cost})
         if job.state not in TERMINAL:
-            waiting[f"t:{job.tenant}"] += 1
+            waiting.update({f"t:{job.tenant}": 1, f"T:{job.tenant}": int(snapshot["cost"])})
         elif not job.durable and job.state is not JobState.DEAD:
             assert [name for name in await farm.eternal_keys(job.id) if job.id in name] == []
         if job.state is JobState.RUNNING:

@@ -127,3 +127,12 @@ async def test_a_full_queue_is_tried_again_later(redis: Redis, engine: AsyncEngi
         await make_relay(farm, engine).relay(0)
     await farm.claim()
     assert await make_relay(farm, engine).relay(0) == 1
+
+
+async def test_a_model_without_room_holds_up_no_other(redis: Redis, engine: AsyncEngine) -> None:
+    farm = Farm(redis, QueuePolicy(max_model_jobs=1))
+    await accept(engine, 3)
+    other = await Store(engine).accept(make_job(pool="other", durable=True))
+    with pytest.raises(QueueFull, match="this model"):
+        await make_relay(farm, engine).relay(0)
+    assert await farm.state(other) is JobState.QUEUED

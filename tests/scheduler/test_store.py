@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scheduler.database import open_database
@@ -18,7 +18,7 @@ from scheduler.frames import Chunk, End, Frame, FrameId
 from scheduler.jobs import Job, JobState, Lane
 from scheduler.routing import Match, Rule, RuleSet
 from scheduler.store import JobFilter, Store, decode_frames, encode_frames, job_of_row, row_of_job
-from scheduler.tables import JobRow
+from scheduler.tables import DurableJobRow, JobRow
 from tests.scheduler.builders import make_job
 
 JOB = Job(
@@ -47,7 +47,7 @@ def store(engine: AsyncEngine) -> Store:
 
 
 async def test_an_accepted_job_waits_for_its_relay(store: Store) -> None:
-    job = make_job(durable=True, weight=2.0, deadline_ms=5, tenant="é", node="n1", prompts=((1, 2),))
+    job = make_job(durable=True, weight=2.0, tenant="é", node="n1", prompts=((1, 2),))
     assert await store.accept(job) == job.id
     assert await store.unrelayed(0) == [replace(job, node="")]
     assert await store.unrelayed(60_000) == []
@@ -58,6 +58,19 @@ async def test_an_accepted_job_waits_for_its_relay(store: Store) -> None:
     kept = await store.durable_job(job.id)
     assert kept is not None
     assert (kept.tenant, kept.request, kept.frames, kept.ended_ms) == ("é", job.request, None, None)
+
+
+async def test_the_times_of_a_job_count_from_its_acceptance(store: Store) -> None:
+    late, past = make_job(durable=True, delay_ms=600_000, deadline_ms=900_000), make_job(durable=True, deadline_ms=1)
+    for job in (late, past):
+        await store.accept(job)
+    async with store.engine.begin() as connection:
+        earlier = {"accepted_ms": DurableJobRow.accepted_ms - 700_000}
+        await connection.execute(update(DurableJobRow).where(DurableJobRow.id == late.id).values(earlier))
+    found = {job.id: job for job in await store.unrelayed(0)}
+    assert found[late.id].delay_ms == 0
+    assert 190_000 < found[late.id].deadline_ms <= 200_000
+    assert found[past.id].deadline_ms == 1
 
 
 async def test_accepting_again_is_accepting_once(store: Store) -> None:

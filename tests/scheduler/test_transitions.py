@@ -43,6 +43,10 @@ async def submit(farm: Farm, held: Claimed | None) -> None:
     await farm.queue.submit(make_job(id=held.id) if held else make_job())
 
 
+async def schedule(farm: Farm, held: Claimed | None) -> None:
+    await farm.queue.submit(make_job(id=held.id, delay_ms=DELAY_MS) if held else make_job(delay_ms=DELAY_MS))
+
+
 async def claim(farm: Farm, held: Claimed | None) -> None:
     del held
     await farm.claim(rows=4)
@@ -97,6 +101,7 @@ def end(event: EventType) -> Callable[[Farm, Claimed | None], Awaitable[Any]]:
 
 MOVES = {
     EventType.SUBMITTED: submit,
+    EventType.SCHEDULED: schedule,
     EventType.CLAIMED: claim,
     EventType.REQUEUED: requeue,
     EventType.DELAYED: delay,
@@ -122,7 +127,7 @@ DATA: dict[str, Any] = ENDED | {
 def can_happen(event: EventType, state: JobState | None) -> bool:
     """What the table allows, but for a job that Redis knows: submitting it again is no move."""
     allowed = state in TRANSITIONS[event][0]
-    return allowed and not (event is EventType.SUBMITTED and state is not None)
+    return allowed and not (event in (EventType.SUBMITTED, EventType.SCHEDULED) and state is not None)
 
 
 @pytest.mark.parametrize(("event", "state"), list(product(EventType, [None, *JobState])))

@@ -13,7 +13,7 @@ import mlx.core as mx
 from workers.engine.errors import EngineClosed, EngineFull, InvalidPrompt
 from workers.engine.guided import Guide, GuideCompiler, GuideFailed, InvalidGrammar
 from workers.engine.loading import LoadedModel
-from workers.engine.runner import RowToken, Runner, RunnerStats
+from workers.engine.runner import NOT_FINITE, RowToken, Runner, RunnerStats
 from workers.engine.sequence import Chunk, FinishReason, Limits, Prompt, Sequence, check_prompt
 
 
@@ -232,7 +232,8 @@ class SequenceEngine:
 
     def _advance(self, sequence: Sequence, row: RowToken) -> Chunk:
         if row.error is not None:
-            return _last_chunk(sequence, sequence.abandon(FinishReason.ERROR), error=row.error)
+            may_pass = row.error == NOT_FINITE
+            return _last_chunk(sequence, sequence.abandon(FinishReason.ERROR), error=row.error, may_pass=may_pass)
         before = sequence.output_tokens
         text = sequence.advance(row.token)
         counted = sequence.output_tokens > before
@@ -260,7 +261,7 @@ class SequenceEngine:
             self._sequences.pop(prompt_id, None)
 
 
-def _last_chunk(sequence: Sequence, text: str, *, error: str | None = None) -> Chunk:
+def _last_chunk(sequence: Sequence, text: str, *, error: str | None = None, may_pass: bool = False) -> Chunk:
     return Chunk(
         sequence.prompt.id,
         (),
@@ -269,4 +270,5 @@ def _last_chunk(sequence: Sequence, text: str, *, error: str | None = None) -> C
         finish_reason=sequence.finish_reason,
         stop_string=sequence.stop_string,
         error=error,
+        may_pass=may_pass,
     )

@@ -95,8 +95,8 @@ class Chunk:
     `token_ids` are the generated tokens that count as output: all but the end-of-sequence or stop token that ended
     the sequence, so that a resumed sequence never continues behind its own end. Tokens of a stop string are counted
     although their text is not emitted. `text` may be empty (a character or a possible stop string is incomplete), and
-    the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last.
-    `refused`: the error is the prompt's own fault.
+    the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last. An error
+    that was `refused` is the prompt's own fault; one that `may_pass` may not come again later, or elsewhere.
     """
 
     prompt_id: str
@@ -107,6 +107,7 @@ class Chunk:
     stop_string: str | None = None
     error: str | None = None
     refused: bool = False
+    may_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True)
