@@ -45,7 +45,7 @@ async def answer(node: Node, call: Call, draft: Draft, request: Request) -> Resp
             job,
             frames_of(node, accepted.id, resubmission=accepted.job, expected=accepted.backlog, tick_s=tick_s(node)),
         ),
-        stays=call.stays or accepted.job is None,
+        stays=call.stays or accepted.again,
         linger_s=call.linger_s,
         meter=meter,
     )

@@ -12,12 +12,14 @@ from fastapi import HTTPException, Response
 
 from api.limit_headers import limit_headers
 from scheduler.errors import (
+    AnswerDiverged,
     ContextTooLong,
     FarmError,
     IdempotencyConflict,
     InvalidKey,
     InvalidQuery,
     InvalidRule,
+    LogRewritten,
     OverLimit,
     QueueFull,
     QueueUnavailable,
@@ -110,6 +112,8 @@ _ANSWERS: Mapping[type[FarmError], _Answer] = {
     OverLimit: _Answer(429, "rate_limit_exceeded", "rate_limit_error"),
     IdempotencyConflict: _Answer(422, "idempotency_key_reused", param="Idempotency-Key"),
     UnknownJob: _Answer(404, "job_not_found"),
+    AnswerDiverged: _Answer(500, "answer_diverged", SERVER_ERROR),
+    LogRewritten: _Answer(409, "log_rewritten", "conflict_error"),
     UnknownModel: _Answer(404, "model_not_found", param="model"),
     ContextTooLong: _Answer(400, "context_length_exceeded"),
     TemplateRefused: _Answer(400, "template_refused", param="messages"),

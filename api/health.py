@@ -20,6 +20,9 @@ router = APIRouter(tags=["health"])
 LAG_LIMIT_MS = 30_000
 """A projector further behind than this is worth a look."""
 
+STALLED_S = 5.0
+"""An engine step that takes longer: no token moves on that worker."""
+
 FULL_SHARE = 0.9
 """Of the queue's bound: fuller than this is overloaded."""
 
@@ -108,11 +111,17 @@ async def examine(node: Node) -> Checkup:
     problems: list[str] = []
     try:
         cards = await node.catalog.cards()
-        served = {str(figures.get("model")) for figures in await live_figures(node)}
+        workers = await live_figures(node)
+        served = {str(figures.get("model")) for figures in workers}
         waiting = [sum((await node.queue.depths(card.name)).values()) for card in cards]
     except QueueUnavailable as error:
         return Checkup(Health.UNAVAILABLE, (str(error),))
     problems += [f"model {card.name!r} has no live worker" for card in cards if card.name not in served]
+    problems += [
+        f"worker {figures['worker']} has made no step for {figures['stalled_s']:.0f} s"
+        for figures in workers
+        if figures.get("stalled_s", 0.0) > STALLED_S
+    ]
     if not cards:
         problems.append("no model is served")
     problems += await _record_problems(node)

@@ -24,7 +24,7 @@ from api.node import Node
 from api.openai.rendering import Renderer
 from api.patience import Patience
 from scheduler.backpressure import Place
-from scheduler.errors import FarmError, QueueUnavailable
+from scheduler.errors import FarmError, LogRewritten, QueueUnavailable
 from scheduler.frames import START, End, Frame, FrameId
 from scheduler.jobs import JobState
 
@@ -82,6 +82,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._answering = answering
         self._after = after
+        self._caught_up = after == START
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -127,15 +128,19 @@ class EventStream(Response):
             yield sse(api_error(error).body(), None)
 
     def _frame(self, frame: Frame) -> list[bytes]:
-        """The events of one frame."""
+        """The events of one frame. Raises LogRewritten when the frame that the client has read last is lost."""
         answering = self._answering
+        known = not self._caught_up
+        if known and position(frame.id) > position(self._after):
+            raise LogRewritten(answering.job_id)
+        self._caught_up = self._caught_up or frame.id == self._after
         if isinstance(frame.body, End):
             answering.ended(frame.body)
-            return self._end(frame.id, frame.body)
+            return [] if known else self._end(frame.id, frame.body)
         if answering.meter is not None:
             answering.meter.frame()
         event = answering.renderer.step(frame.body)
-        return [sse(event, frame.id)] if position(frame.id) > position(self._after) else []
+        return [] if known else [sse(event, frame.id)]
 
     def _end(self, frame_id: FrameId, end: End) -> list[bytes]:
         if end.state is not JobState.FINISHED:

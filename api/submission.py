@@ -39,11 +39,12 @@ ASYNC_KEYS = "async/"
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A job that the farm has taken on. `job` None: an earlier request with the same key has made it."""
+    """A job that the farm has taken on. `again`: an earlier request with the same key has made it."""
 
     id: str
     request: JobRequest
-    job: NewJob | None
+    job: NewJob
+    again: bool = False
     backlog: Backlog | None = None
     standing: Standing | None = None
 
@@ -90,11 +91,11 @@ async def submit(node: Node, job: NewJob, limits: Limits) -> Accepted:
             node.listener.forget(job.id, backlog)
             await _uncharge(node, job)
     if job_id == job.id:
-        return Accepted(job_id, job.request, job, backlog, standing)
+        return Accepted(job_id, job.request, job, backlog=backlog, standing=standing)
     request = await node.queue.body(job_id)
     if request is None:
         raise ApiError(409, f"The result of job {job_id} (same Idempotency-Key) is no longer kept.", code="conflict")
-    return Accepted(job_id, request, None, None, standing)
+    return Accepted(job_id, request, replace(job, id=job_id, request=request), again=True, standing=standing)
 
 
 async def accept(node: Node, job: NewJob, limits: Limits) -> Accepted:
@@ -109,7 +110,7 @@ async def accept(node: Node, job: NewJob, limits: Limits) -> Accepted:
     finally:
         if job_id != job.id:
             await _uncharge(node, job)
-    return Accepted(job_id, job.request, job if job_id == job.id else None, None, standing)
+    return Accepted(job_id, job.request, job, again=job_id != job.id, standing=standing)
 
 
 async def _commit(node: Node, job: NewJob) -> str:

@@ -6,8 +6,11 @@ FarmError
 ├── RateLimited             a limit of the caller's key is reached
 ├── OverLimit               one request asks for more than its key may ever use in a minute
 ├── NoLease                 a worker claims without a live lease
+├── LogShortened            a job cannot be ended: the queue lost the end of its token log
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
 ├── UnknownJob
+├── AnswerDiverged          a resumed job went on with other tokens than those already told
+├── LogRewritten            the queue forgot frames that a client has read
 ├── UnknownModel
 ├── ContextTooLong
 ├── TemplateRefused         a chat template raised
@@ -66,6 +69,10 @@ class NoLease(FarmError):
     """The worker's lease has ended: it must drop its jobs and register again under a new id."""
 
 
+class LogShortened(FarmError):
+    """The queue lost frames of the job that its worker is ending: they have to be written again first."""
+
+
 class IdempotencyConflict(FarmError):
     """The Idempotency-Key was used before with a different body."""
 
@@ -80,6 +87,25 @@ class UnknownJob(FarmError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"No job {job_id!r} is known here (or its retention time is over).")
+
+
+class AnswerDiverged(FarmError):
+    """A job was computed again and its tokens differ from those its client has: going on would make nonsense."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"Job {job_id} was computed again and took another turn than the text already sent. Send the request again."
+        )
+
+
+class LogRewritten(FarmError):
+    """The queue lost the frame that a client has read last: what follows it is cut into other frames now."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"The events of job {job_id} were written again after the queue had lost some of them. "
+            f"Read them from the start: GET /v1/jobs/{job_id}/events without Last-Event-ID."
+        )
 
 
 class UnknownModel(FarmError):

@@ -1,6 +1,7 @@
 """What a worker says about a job, step by step, and its wire form (msgpack); pure.
 
 A job's token log is a Redis stream of frames with the explicit id `<generation>-<sequence>`; the last one is an End.
+Each claim is a generation of its own; sequences count the log's frames from 1.
 """
 
 from __future__ import annotations

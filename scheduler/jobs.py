@@ -130,6 +130,17 @@ def apply(job: Job | None, event: Event) -> Job:
     return _ended(job, event)
 
 
+def apply_after_loss(job: Job, event: Event) -> Job:
+    """`apply` for a job whose last moves the queue has lost with its memory and the record has kept.
+
+    The queue's word on where a job is stands, until the job has ended: an end is final. Raises IllegalMove.
+    """
+    allowed, _ = TRANSITIONS[event.type]
+    if job.state in TERMINAL or job.state in allowed:
+        return apply(job, event)
+    return apply(replace(job, state=min(state for state in allowed if state is not None)), event)
+
+
 def replay(events: Iterable[Event]) -> dict[str, Job]:
     """Compute every job from its events, in log order: the reference that the SQL projection must equal."""
     jobs: dict[str, Job] = {}

@@ -1,7 +1,7 @@
 """The projector: event log → SQL, with the checkpoint moved in the same transaction, so that each event counts once.
 
 Any number may run: the checkpoint is compared and swapped, so only one of them commits a given range. The `jobs` rows
-are computed by `scheduler.jobs.apply` and by nothing else.
+are computed by `scheduler.jobs.apply` (and, after Redis has lost moves, `apply_after_loss`) and by nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scheduler.database import record_errors
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
 from scheduler.events import Event, EventType, decode_event, stream_position
 from scheduler.frames import START, Frame
-from scheduler.jobs import TERMINAL, IllegalMove, Job, JobState, apply
+from scheduler.jobs import TERMINAL, IllegalMove, Job, JobState, apply, apply_after_loss
 from scheduler.queue import JobQueue, event_key, redis_errors
 from scheduler.store import encode_frames, job_of_row, row_of_job
 from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow, ProjectionErrorRow, UsageRow
@@ -74,14 +74,15 @@ class Projection:
 
 
 def project(events: Iterable[Event], known: Mapping[str, Job]) -> Projection:
-    """Apply events to the jobs known before; pure. Illegal moves are rejected (a first terminal event is final)."""
+    """Apply events to the jobs known before; pure. What comes after a job's end is rejected: the first end is final."""
     changed: dict[str, Job] = {}
     ended: list[Job] = []
     rejected: list[Rejected] = []
     applied: list[Event] = []
     for event in events:
         try:
-            job = apply(changed.get(event.job_id, known.get(event.job_id)), event)
+            before = changed.get(event.job_id, known.get(event.job_id))
+            job = apply(None, event) if before is None else apply_after_loss(before, event)
         except (IllegalMove, KeyError, ValueError, TypeError) as error:
             rejected.append(Rejected(event.id, _raw(event), f"{type(error).__name__}: {error}"))
             continue

@@ -19,7 +19,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from scheduler.backpressure import Place, wait_s
-from scheduler.errors import IdempotencyConflict, NoLease, QueueFull, QueueUnavailable, UnknownJob
+from scheduler.errors import IdempotencyConflict, LogShortened, NoLease, QueueFull, QueueUnavailable, UnknownJob
 from scheduler.events import EventType
 from scheduler.frames import End, encode_end
 from scheduler.job_ids import shard_of
@@ -199,16 +199,26 @@ class JobQueue:
             raise NoLease(worker)
         return [_claimed(entry) for entry in answer]
 
-    async def finish(self, job_id: str, token: str, event: EventType, data: Mapping[str, Any]) -> bool:
-        """End a held job; False when the token is no longer current (another worker has the job: forget it)."""
+    async def finish(
+        self, job_id: str, token: str, event: EventType, data: Mapping[str, Any], *, sequence: int = 0
+    ) -> bool:
+        """End a held job whose last frame is `sequence`; False when the token is no longer current (forget the job).
+
+        Raises LogShortened when Redis has lost frames before that one.
+        """
+        args = self.finish_args(job_id, token, event, data, sequence)
         async with redis_errors():
-            answer = await self.run("finish", self.shard_of(job_id), *self.finish_args(job_id, token, event, data))
+            answer = await self.run("finish", self.shard_of(job_id), *args)
+        if answer == b"gap":
+            raise LogShortened(job_id)
         return bool(answer == b"ok")
 
-    def finish_args(self, job_id: str, token: str, event: EventType, data: Mapping[str, Any]) -> list[Any]:
+    def finish_args(
+        self, job_id: str, token: str, event: EventType, data: Mapping[str, Any], sequence: int = 0
+    ) -> list[Any]:
         """The arguments of finish.lua, in its order."""
         state = TRANSITIONS[event][1]
-        return [job_id, token, event.value, state.value, orjson.dumps(data), encode_end(End(state, data))]
+        return [job_id, token, event.value, state.value, orjson.dumps(data), encode_end(End(state, data)), sequence]
 
     async def release(self, job_id: str, token: str, why: str, delay_ms: int = 0) -> bool:
         """Hand a held job back without a crash mark, to the front or due later; False when fenced."""

@@ -32,11 +32,11 @@ class Reaper:
     async def round(self) -> int:
         """One look at every shard; return how many jobs were touched.
 
-        Leases are left alone for two lease times after Redis has started: a worker that could not renew its lease
-        during the outage is not dead.
+        Leases are left alone for one lease time after Redis has started: a worker that could not renew its lease
+        during the outage is not dead, and renews it now.
         """
         touched = 0
-        reap = await self._uptime_ms() > 2 * self._queue.policy.lease_ms
+        reap = await self._uptime_ms() > self._queue.policy.lease_ms
         for shard in range(self._queue.shards):
             more = BATCH_JOBS
             while more == BATCH_JOBS:

@@ -31,17 +31,24 @@ class Relay:
         self._store = store
 
     async def run(self, period_s: float = 5.0, sweep_every: int = 12) -> None:
-        """Relay for ever; every `sweep_every` periods also look for jobs that the queue has forgotten."""
-        turn = 0
+        """Relay for ever; look for forgotten jobs every `sweep_every` periods, and after a restart of Redis."""
+        turn, swept = 0, ""
         while True:
             try:
                 await self.relay(GRACE_MS)
-                if turn % sweep_every == 0:
+                server = await self._server()
+                if server != swept or turn % sweep_every == 0:
                     await self.sweep()
+                    swept = server
                 turn += 1
             except (QueueUnavailable, QueueFull, RecordUnavailable) as error:
                 log.warning("relay waits", error=str(error))
             await asyncio.sleep(period_s)
+
+    async def _server(self) -> str:
+        """Another one than before has started meanwhile, and may have lost its last second."""
+        async with redis_errors():
+            return str((await self._redis.info("server"))["run_id"])
 
     async def relay(self, older_than_ms: int) -> int:
         """Submit what was accepted before that and not relayed; return how many.

@@ -94,6 +94,7 @@ class FarmSettings(BaseSettings):
             max_tenant_tokens=self.max_tenant_tokens,
             max_crashes=self.max_crashes,
             lease_ms=round(self.lease_s * 1000),
+            disowned_grace_ms=round(self.lease_s * 500),
             age_ms=round(self.age_s * 1000),
             aged_share=self.aged_share,
             log_ttl_ms=round(self.log_ttl_s * 1000),

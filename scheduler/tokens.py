@@ -1,6 +1,7 @@
 """Chunks on their way from a worker to whoever listens: the token log is the truth, pub/sub is the fast path.
 
-A frame that pub/sub lost is read from the log; nothing is ever delivered past a gap or twice.
+A frame that pub/sub lost is read from the log; nothing is ever delivered past a gap or twice, also when Redis has lost
+the end of a log and a worker has written it again (scheduler/heard.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from redis.exceptions import RedisError
 
 from scheduler.errors import QueueUnavailable, UnknownJob
 from scheduler.frames import START, Chunk, End, Frame, FrameId, decode_body, encode_chunks
+from scheduler.heard import Heard
 from scheduler.jobs import TERMINAL
 from scheduler.process import cancel_all
 from scheduler.queue import JobQueue, redis_errors, shard_key
@@ -68,16 +70,13 @@ class TokenLog:
         async with redis_errors():
             return [EmitCode(code) for code in await self._queue.run("emit", shard, *args)]
 
-    async def last(self, job_id: str) -> Frame | None:
-        """The newest frame of a log, or None. Raises QueueUnavailable."""
+    async def read(
+        self, job_id: str, after: FrameId = START, count: int = 512, *, with_it: bool = False
+    ) -> list[Frame]:
+        """Frames after `after` (and that one, `with_it`), oldest first, at most `count`. Raises QueueUnavailable."""
+        start = str(after) if with_it else f"({after}"
         async with redis_errors():
-            entries = await self._queue.redis.xrevrange(self._key(job_id), count=1)
-        return _frame(job_id, *entries[0]) if entries else None
-
-    async def read(self, job_id: str, after: FrameId = START, count: int = 512) -> list[Frame]:
-        """Frames after `after`, oldest first, at most `count`. Raises QueueUnavailable."""
-        async with redis_errors():
-            entries = await self._queue.redis.xrange(self._key(job_id), min=f"({after}", max="+", count=count)
+            entries = await self._queue.redis.xrange(self._key(job_id), min=start, max="+", count=count)
         return [_frame(job_id, *entry) for entry in entries]
 
     def _key(self, job_id: str) -> str:
@@ -183,31 +182,30 @@ class TokenListener:
             self._followers.pop(job_id, None)
 
     async def follow(
-        self, job_id: str, after: FrameId = START, tick_s: float = 1.0, *, expected: Backlog | None = None
+        self, job_id: str, heard: Heard | None = None, tick_s: float = 1.0, *, expected: Backlog | None = None
     ) -> AsyncGenerator[Frame | None]:
-        """Yield the job's frames after `after`, in order, each once, up to and with its End.
+        """Yield the job's frames after what was `heard`, in order, each once, up to and with its End.
 
         Yields None after each `tick_s` of silence (and then checks the log, so that a lost message costs one tick).
-        Outlives a Redis outage. Raises UnknownJob when the job's log is gone. Ends at once when `after` is the End.
-        Without an `expected` backlog it begins by asking for the frames and reading the log.
+        Outlives a Redis outage. Raises UnknownJob when the job's log is gone, AnswerDiverged. Ends at once when the
+        End was heard. Without an `expected` backlog it begins by asking for the frames and reading the log.
         """
+        heard = heard or Heard()
         backlog = expected or self.expect(job_id)
         if expected is None:
             backlog.miss()
-        last = after
         try:
             while not backlog.over:
                 backlog.ready.clear()
-                while frame := backlog.take(last):
-                    last = frame.id
-                    yield frame
+                while frame := backlog.take(heard.last):
+                    if news := heard.news(frame):
+                        yield news
                     if isinstance(frame.body, End):
                         return
                 if backlog.missed:
-                    async for frame in self._catch_up(job_id, backlog, last):
-                        last = frame.id
-                        yield frame
-                        if isinstance(frame.body, End):
+                    async for news in self._catch_up(job_id, backlog, heard):
+                        yield news
+                        if isinstance(news.body, End):
                             return
                 if not backlog.over and not await backlog.wait(tick_s):
                     yield None
@@ -216,31 +214,32 @@ class TokenListener:
             backlog.close()
             self.forget(job_id, backlog)
 
-    async def _catch_up(self, job_id: str, backlog: Backlog, last: FrameId) -> AsyncIterator[Frame]:
-        """Read the log from `last` to its end; what the live queue holds of it is dropped as already seen."""
+    async def _catch_up(self, job_id: str, backlog: Backlog, heard: Heard) -> AsyncIterator[Frame]:
+        """Read what is in the log and unheard; what the live queue holds of it is dropped as already seen."""
         try:
             state = await self._queue.listen(job_id, self.node)
             if state is None:
                 raise UnknownJob(job_id)
-            while frames := await self._log.read(job_id, last):
+            while frames := await self._unread(job_id, heard):
                 for frame in frames:
-                    last = frame.id
-                    yield frame
+                    if news := heard.news(frame):
+                        yield news
             backlog.missed = False
-            if state in TERMINAL:
-                async for frame in self._beyond_the_end(job_id, backlog, last):
-                    yield frame
+            if state in TERMINAL:  # nothing is behind its End, which was heard; or the log has gone
+                if heard.last == START:
+                    raise UnknownJob(job_id)
+                backlog.over = True
         except QueueUnavailable:
             return  # the next tick tries again
 
-    async def _beyond_the_end(self, job_id: str, backlog: Backlog, last: FrameId) -> AsyncIterator[Frame]:
-        """An ended job has nothing after `last`: its End was seen, or its log is shorter (written again) or gone."""
-        end = await self._log.last(job_id)
-        if end is None:
-            raise UnknownJob(job_id)
-        backlog.over = True
-        if end.id != last:
-            yield end
+    async def _unread(self, job_id: str, heard: Heard) -> list[Frame]:
+        """The log's frames behind the one heard last; from its start when it does not hold that one any more."""
+        if heard.last != START:
+            frames = await self._log.read(job_id, heard.last, with_it=True)
+            if frames and frames[0].id == heard.last:
+                return frames[1:]
+            heard.rewind()
+        return await self._log.read(job_id)
 
     async def _listen(self) -> None:
         while True:
@@ -281,10 +280,8 @@ def _frame(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Frame
 
 
 def _follows(frame: FrameId, last: FrameId) -> bool:
-    """Is `frame` the very next one after `last`?"""
-    if frame.generation == last.generation:
-        return frame.sequence == last.sequence + 1
-    return frame.generation > last.generation and frame.sequence == 1
+    """Is `frame` the very next one after `last`? Of another generation only the log knows."""
+    return frame.sequence == last.sequence + 1 and (last == START or frame.generation == last.generation)
 
 
 def _before_or_at(frame: FrameId, last: FrameId) -> bool:

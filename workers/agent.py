@@ -1,7 +1,8 @@
 """The node agent: one child process per model, started again when it dies, stopped in order.
 
 A dead child's jobs are put back at once (its lease need not run out first). A child that dies again and again is
-started with growing delays; one that cannot load its model ends the agent with that reason.
+started with growing delays; one that cannot load its model ends the agent with that reason; one that makes no progress
+is killed (workers/pulse.py).
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ from scheduler.process import EXIT_MODEL, announce_ready, cancel_all
 from scheduler.queue import JobQueue
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
+from workers.pulse import PULSE, STACKS, Watch
 
 log = structlog.get_logger()
 
 FIRST_DELAY_S = 0.2
 LAST_DELAY_S = 30.0
+WATCH_PERIOD_S = 0.25
+STACKS_S = 0.5
+"""For a hung process to write its stacks."""
+
 STABLE_S = 60.0
 """A child that has lived this long is started again without delay."""
 
@@ -97,12 +103,29 @@ class NodeAgent:
             start_new_session=True,
         )
         assert self._child.stdout is not None
+        watch = Watch(self._settings.progress_limit_s)
+        watching = asyncio.create_task(self._watch(self._child, watch))
         async for line in self._child.stdout:
             if line.startswith(b"READY "):
                 self._ready(orjson.loads(line.removeprefix(b"READY ")))
+            elif line.startswith(PULSE):
+                watch.heard(line, time.monotonic())
         code = await self._child.wait()
+        await cancel_all([watching])
         await self._reap(base)
         return code
+
+    async def _watch(self, child: asyncio.subprocess.Process, watch: Watch) -> None:
+        """Kill a child that makes no progress, with its threads' stacks in the log where it can still write them."""
+        reason = ""
+        while not reason:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            reason = watch.verdict(time.monotonic())
+        log.error("killing the model process", reason=reason, pid=child.pid)
+        with suppress(ProcessLookupError):
+            child.send_signal(STACKS)
+            await asyncio.sleep(STACKS_S)
+            child.kill()
 
     def _ready(self, facts: dict[str, Any]) -> None:
         self._card = ModelCard(**msgpack.unpackb(msgpack.packb(facts["card"]), use_list=False))

@@ -1,22 +1,24 @@
 """The consumer: takes jobs from the queue, runs them through the engine and writes what comes out to the token logs.
 
-The one place that knows both words: a job's choices become the engine's prompts (`<job id>/<choice>`), the engine's
-chunks become frames. Every write carries the job's token; a fenced answer means that another worker has the job.
+The one place that knows both words: a job's choices become the engine's prompts (`<job id>/<run>/<choice>`), the
+engine's chunks become frames. A run is one claim: what the engine still says of an earlier one is dropped. Every write
+carries the job's token; a fenced answer means that another worker has the job.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
-from scheduler.errors import NoLease, QueueUnavailable
+from scheduler.errors import LogShortened, NoLease, QueueUnavailable
 from scheduler.events import EventType
 from scheduler.frames import START, Frame
 from scheduler.frames import Chunk as FrameChunk
@@ -35,6 +37,9 @@ T = TypeVar("T")
 PRIORITY = {Lane.HIGH: 1, Lane.NORMAL: 0, Lane.LOW: -1}
 """Whose rows the engine keeps when its memory is short."""
 
+RESEND_FRAMES = 256
+"""In one call, when Redis has forgotten the end of a log."""
+
 CLAIM_POLL_S = 0.25
 """A worker with room looks this often even when no wake-up came: pub/sub may lose one."""
 
@@ -52,6 +57,7 @@ class Consumer:
         self._worker = ""
         self._nonce = ""
         self._solo = False
+        self._runs = itertools.count()
         self._claiming = True
         self._wake = asyncio.Event()
         self._arrived: asyncio.Queue[list[Chunk]] = asyncio.Queue()
@@ -158,12 +164,15 @@ class Consumer:
         self._nonce = ""
 
     async def _take(self, claimed: Claimed) -> None:
-        if claimed.id in self._jobs:
+        known = self._jobs.get(claimed.id)
+        if known is not None and known.claimed.token == claimed.token:
             return
+        if known is not None:  # the queue had lost the first claim with its memory
+            self._drop(known)
         frames: list[Frame] = []
         while claimed.sequence and (more := await self._read(claimed.id, frames)):
             frames += more
-        job = HeldJob(claimed, frames, time.monotonic())
+        job = HeldJob(claimed, frames, time.monotonic(), run=f"{claimed.id}/{next(self._runs)}")
         self._jobs[job.id] = job
         self._idle.clear()
         self._solo = self._solo or claimed.solo
@@ -177,30 +186,35 @@ class Consumer:
         return await _insist(lambda: self._tokens.read(job_id, after))
 
     async def _emit(self, chunks: Sequence[Chunk]) -> None:
-        by_job: dict[str, list[Chunk]] = defaultdict(list)
+        by_run: dict[str, list[Chunk]] = defaultdict(list)
         for chunk in chunks:
-            by_job[chunk.prompt_id.rpartition("/")[0]].append(chunk)
+            by_run[chunk.prompt_id.rpartition("/")[0]].append(chunk)
         emissions: dict[int, list[Emission]] = defaultdict(list)
         now_s = time.monotonic()
-        for job_id, parts in by_job.items():
-            job = self._jobs.get(job_id)
-            if job is None or job.closing:
+        for run, parts in by_run.items():
+            job = self._running(run)
+            if job is None:
                 continue  # dropped or ended meanwhile
             body = _frame_chunks(job, parts)
             if body:
                 frame_id, body = job.next_frame(body, now_s)
-                emissions[shard_of(job_id)].append(Emission(job_id, job.claimed.token, frame_id, body))
+                emissions[shard_of(job.id)].append(Emission(job.id, job.claimed.token, frame_id, body))
         for shard, batch in emissions.items():
             codes = await _insist(lambda batch=batch, shard=shard: self._tokens.emit(batch, shard=shard))  # type: ignore[misc]
             for emission, code in zip(batch, codes, strict=True):
                 await self._answered(emission, code)
-        for job_id, parts in by_job.items():
-            await self._end_if_done(job_id, parts)
+        for run, parts in by_run.items():
+            await self._end_if_done(run, parts)
         self.wake()
+
+    def _running(self, run: str) -> HeldJob | None:
+        """The job of a run, unless it was dropped (and perhaps claimed again) or is being ended."""
+        job = self._jobs.get(run.partition("/")[0])
+        return None if job is None or job.run != run or job.closing else job
 
     async def _answered(self, emission: Emission, code: EmitCode) -> None:
         job = self._jobs.get(emission.job_id)
-        if job is None:
+        if job is None or job.claimed.token != emission.token:
             return
         match code:
             case EmitCode.FENCED:
@@ -218,16 +232,17 @@ class Consumer:
     async def _resend(self, job: HeldJob) -> None:
         """Redis has forgotten the end of the log: write it again from memory (what it has is refused as duplicate)."""
         log.warning("log was rolled back, sending it again", job=job.id, frames=len(job.frames))
-        for frame_id, body in job.frames:
-            emission = Emission(job.id, job.claimed.token, frame_id, body)
-            codes = await _insist(lambda emission=emission: self._tokens.emit([emission], shard=shard_of(job.id)))  # type: ignore[misc]
-            if codes == [EmitCode.FENCED]:
+        emissions = [Emission(job.id, job.claimed.token, frame_id, body) for frame_id, body in job.frames]
+        for start in range(0, len(emissions), RESEND_FRAMES):
+            batch = emissions[start : start + RESEND_FRAMES]
+            codes = await _insist(lambda batch=batch: self._tokens.emit(batch, shard=shard_of(job.id)))  # type: ignore[misc]
+            if EmitCode.FENCED in codes:
                 self._drop(job)
                 return
 
-    async def _end_if_done(self, job_id: str, chunks: Sequence[Chunk]) -> None:
-        job = self._jobs.get(job_id)
-        if job is None or job.closing:
+    async def _end_if_done(self, run: str, chunks: Sequence[Chunk]) -> None:
+        job = self._running(run)
+        if job is None:
             return
         failed = next((chunk for chunk in chunks if chunk.finish_reason is FinishReason.ERROR), None)
         if failed is not None:
@@ -244,8 +259,17 @@ class Consumer:
         if event is EventType.EXPIRED:
             facts |= {"error_code": "deadline_exceeded", "error": "The deadline passed while the job was running."}
         job.closing = True
-        await _insist(lambda: self._queue.finish(job.id, job.claimed.token, event, facts))
+        try:
+            await self._finish(job, event, facts)
+        except LogShortened:
+            await self._resend(job)
+            await self._end(job, event)
+            return
         self._drop(job)  # only now: a job that is not held, but running for Redis, would be given to another worker
+
+    async def _finish(self, job: HeldJob, event: EventType, facts: Mapping[str, Any]) -> None:
+        token, sequence = job.claimed.token, job.sequence
+        await _insist(lambda: self._queue.finish(job.id, token, event, facts, sequence=sequence))
 
     async def _retry(self, job: HeldJob) -> None:
         """Hand back a job whose failure may pass: another attempt goes on after what is in its log."""
@@ -261,13 +285,14 @@ class Consumer:
         if job is not None and job.ending is None and not job.closing:
             job.ending = ending
             for index in job.unfinished:
-                self._engine.cancel(f"{job.id}/{index}")
+                self._engine.cancel(f"{job.run}/{index}")
 
     def _drop(self, job: HeldJob) -> None:
         """Forget a job; what the engine still runs of it is cancelled."""
         for index in job.unfinished:
-            self._engine.cancel(f"{job.id}/{index}")
-        self._jobs.pop(job.id, None)
+            self._engine.cancel(f"{job.run}/{index}")
+        if self._jobs.get(job.id) is job:
+            del self._jobs[job.id]
         if not self._jobs:
             self._solo = False
             self._idle.set()
@@ -278,7 +303,7 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
     request = job.claimed.request
     sampling, stopping = request.sampling, request.stopping
     return Prompt(
-        id=f"{job.id}/{index}",
+        id=f"{job.run}/{index}",
         token_ids=request.choice_prompt(index),
         sampling=SamplingParams(
             temperature=sampling.temperature,

@@ -85,6 +85,8 @@ class EngineThread:
         self.context_tokens: int | None = None  # the most that a sequence may have; None: no bound is known
         self.obeys_grammars = False
         self._step_began_s: float | None = None
+        self._unread: dict[str, int] = {}  # prompts without a first chunk yet, and their tokens
+        self.reading_tokens = 0  # of the longest one: what the current step may have to read
 
     def start(self) -> ModelInfo:
         """Load the model (blocks until it is loaded) and begin. Raises what loading raised (ModelError)."""
@@ -153,6 +155,8 @@ class EngineThread:
                 return
             chunks = refused + (self._step(engine) if engine.has_work else [])
             self.stats = engine.stats()
+            for chunk in chunks:
+                self._unread.pop(chunk.prompt_id, None)
             if chunks:
                 self._room.acquire()
                 self._delivered.clear()
@@ -160,6 +164,7 @@ class EngineThread:
                 self._delivered.wait(HANDOVER_S)
 
     def _step(self, engine: Engine) -> list[Chunk]:
+        self.reading_tokens = max(self._unread.values(), default=0)
         self._step_began_s = time.monotonic()
         try:
             return engine.step()
@@ -178,6 +183,7 @@ class EngineThread:
                 case None:
                     return None
                 case _Submit(prompt):
+                    self._unread[prompt.id] = len(prompt.token_ids) + len(prompt.resume_ids)
                     refused += _submit(engine, prompt)
                 case _Cancel(prompt_id):
                     engine.cancel(prompt_id)

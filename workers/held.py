@@ -23,10 +23,14 @@ class Choice:
 
 
 class HeldJob:
-    """What the consumer knows of one claimed job. Monotonic times are this process's own, in seconds."""
+    """What the consumer knows of one claimed job. Monotonic times are this process's own, in seconds.
 
-    def __init__(self, claimed: Claimed, log: Sequence[Frame], now_s: float) -> None:
+    `run` names this claim to the engine, in front of `/<choice>`.
+    """
+
+    def __init__(self, claimed: Claimed, log: Sequence[Frame], now_s: float, *, run: str) -> None:
         self.claimed = claimed
+        self.run = run
         self.frames: list[tuple[FrameId, tuple[Chunk, ...]]] = []
         self.choices = [Choice() for _ in range(claimed.request.choices)]
         self.ending: EventType | None = None
@@ -46,6 +50,11 @@ class HeldJob:
         return self.claimed.id
 
     @property
+    def sequence(self) -> int:
+        """Of the last frame in the log or on its way there; 0 before the first."""
+        return self.frames[-1][0].sequence if self.frames else 0
+
+    @property
     def unfinished(self) -> list[int]:
         """Indices of the choices that the engine still has to run."""
         return [index for index, choice in enumerate(self.choices) if choice.finish_reason is None]
@@ -60,8 +69,7 @@ class HeldJob:
         body = tuple(chunks)
         if self.first_token_s is None and any(chunk.token_ids for chunk in body):
             self.first_token_s = now_s
-        sequence = (self.frames[-1][0].sequence if self.frames else 0) + 1
-        self.frames.append((FrameId(self.claimed.generation, sequence), body))
+        self.frames.append((FrameId(self.claimed.generation, self.sequence + 1), body))
         self._apply(body)
         return self.frames[-1]
 

@@ -1,16 +1,8 @@
-"""A worker's lease: renewed from a thread and a connection of its own, so that a long step never loses it.
-
-The same thread is the watchdog: an engine that has work and makes no progress is killed with its process, because
-nothing inside can free a hung device; the jobs resume elsewhere.
-"""
+"""A worker's lease: renewed from a thread and a connection of its own, so that a long step never loses it."""
 
 from __future__ import annotations
 
 import asyncio
-import faulthandler
-import os
-import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -37,7 +29,6 @@ class Lease:
         base: str,
         *,
         held: Callable[[], Sequence[str]],
-        stalled_s: Callable[[], float],
         on_heartbeat: Callable[[Heartbeat], None],
         on_lost: Callable[[], None],
     ) -> None:
@@ -45,7 +36,6 @@ class Lease:
         self._base = base
         self._count = 0
         self._held = held
-        self._stalled_s = stalled_s
         self._on_heartbeat = on_heartbeat
         self._on_lost = on_lost
         self._stop = threading.Event()
@@ -78,7 +68,6 @@ class Lease:
         while not self._stop.is_set():
             with suppress(QueueUnavailable):  # the next beat tries again; the lease outlives a short outage
                 await self._beat(queue)
-            self._watch()
             await asyncio.to_thread(self._stop.wait, period_s if self._registered.is_set() else 0.2)
         await redis.aclose()
 
@@ -96,10 +85,3 @@ class Lease:
                 return
             self._on_heartbeat(beat)
         self._registered.set()
-
-    def _watch(self) -> None:
-        stalled_s = self._stalled_s()
-        if stalled_s > self._settings.progress_limit_s:
-            log.error("engine makes no progress, killing the process", worker=self.name, stalled_s=stalled_s)
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            os.kill(os.getpid(), signal.SIGKILL)

@@ -41,6 +41,7 @@ from workers.engine import (
 )
 from workers.engine_thread import EngineThread
 from workers.lease import Lease
+from workers.pulse import Pulse
 
 log = structlog.get_logger()
 
@@ -76,9 +77,14 @@ class ModelProcess:
             settings,
             os.environ.get("FARM_WORKER_BASE") or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
             held=lambda: self._consumer.held,
-            stalled_s=lambda: self._engine.stalled_s,
             on_heartbeat=lambda beat: self._in_loop(self._heartbeat, beat),
             on_lost=lambda: self._in_loop(self._lease_lost),
+        )
+
+        self._pulse = Pulse(
+            settings.progress_limit_s,
+            stalled_s=lambda: self._engine.stalled_s,
+            reading_tokens=lambda: self._engine.reading_tokens,
         )
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -92,6 +98,7 @@ class ModelProcess:
             obeys_grammars=self._engine.obeys_grammars,
         )
         log.info("engine", backend=self._engine.description)
+        self._pulse.start()
         self._lease.start()
         await self._lease.wait_registered()
         self._consumer.begin_lease(self._lease.name)
@@ -124,6 +131,7 @@ class ModelProcess:
         return 0 if healthy and not errors else 1
 
     async def _leave(self) -> None:
+        self._pulse.stop()
         self._lease.stop()
         with suppress(QueueUnavailable):
             for shard in range(self._queue.shards):
@@ -161,6 +169,7 @@ class ModelProcess:
                 "pid": os.getpid(),
                 "jobs": len(self._consumer.held),
                 "tokens_per_s": round(rate, 1),
+                "stalled_s": round(self._engine.stalled_s, 3),
                 "started_ms": started_ms,
                 "seen_ms": time.time_ns() // 1_000_000,
             }

@@ -59,12 +59,17 @@ local function take(lane, tenant)
   end
   local fence = redis.call('INCR', S .. 'fence')
   local attempt = redis.call('HINCRBY', j, 'attempt', 1)
+  -- A generation of its own for every claim, also where a power loss has rolled the counters back: who has read frames
+  -- that were lost can tell them from those that are written in their place.
+  local last = redis.call('XREVRANGE', S .. 't:' .. id, '+', '-', 'COUNT', 1)
+  local gen = last[1] and math.max(t, tonumber(string.match(last[1][1], '^(%d+)'))) or t
   -- compared for equality; the nonce keeps tokens apart even if a failover rolls the counter back
   local token = int(fence) .. ':' .. wid .. ':' .. nonce
   leave_lane(id, j)
-  redis.call('HSET', j, 'state', 'running', 'tok', token, 'fence', fence, 'wid', wid, 'claimed', int(t))
+  redis.call('HSET', j, 'state', 'running', 'tok', token, 'fence', fence, 'wid', wid, 'claimed', int(t),
+    'gen', int(gen))
   redis.call('SADD', S .. 'wj:' .. wid, id)
-  log('claimed', id, t, cjson.encode({worker = wid, fence = fence, attempt = attempt}))
+  log('claimed', id, t, cjson.encode({worker = wid, fence = fence, attempt = attempt, generation = gen}))
   answer(id, lane == 'solo' and 1 or 0)
   rows = rows - tonumber(h[5])
   return tonumber(h[3]), attempt == 1 and tonumber(h[6]) / tonumber(h[4]) or 0

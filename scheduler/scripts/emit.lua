@@ -9,10 +9,13 @@ for i = 1, #ARGV, 6 do
   local j, stream = S .. 'j:' .. id, S .. 't:' .. id
   local h = redis.call('HMGET', j, 'tok', 'cancel', 'rt')
   local code
+  local length = redis.call('XLEN', stream)
   if ARGV[i + 1] == '' or h[1] ~= ARGV[i + 1] then
     code = 2
-  elseif redis.call('XLEN', stream) < tonumber(seq) - 1 then
+  elseif length < tonumber(seq) - 1 then
     code = 4
+  elseif length >= tonumber(seq) then -- a later generation would get past XADD's own check
+    code = 3
   else
     local added = redis.pcall('XADD', stream, gen .. '-' .. seq, 'd', payload)
     if type(added) == 'table' and added.err then

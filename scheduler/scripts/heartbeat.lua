@@ -1,6 +1,8 @@
 -- Renew (or, with register, begin) a worker's lease and compare what Redis and the worker think it holds.
 -- ARGV: worker ttl_ms register(0|1) grace_ms held-id...
 -- Returns {alive, disowned ids, cancelled ids, expired ids}. alive 0: the lease is lost, drop everything.
+-- A lease that has run out is lost only when the reaper has begun with it (0, then gone): after an outage of Redis that
+-- was longer than a lease every worker goes on with what it holds.
 -- disowned: claimed more than grace_ms ago, not held (a lost claim reply); they went back to the queue, or ended as asked.
 go()
 local wid, ttl, register, grace = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
@@ -10,7 +12,7 @@ if register and not lease then
   redis.call('ZADD', S .. 'wl', t + ttl, wid)
   return {1, {}, {}, {}}
 end
-if not lease or tonumber(lease) < t then return {0, {}, {}, {}} end
+if not lease or tonumber(lease) == 0 then return {0, {}, {}, {}} end
 redis.call('ZADD', S .. 'wl', t + ttl, wid)
 local held, disowned, cancelled, expired = {}, {}, {}, {}
 local known = 0

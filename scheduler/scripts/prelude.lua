@@ -6,7 +6,8 @@
 --   j:<id>                     HASH    state pool tenant lane cost weight rows enq ddl tok fence wid claimed attempt crashes
 --                                      gen out cancel rt q eid durable fin prompt budget retries left
 --   b:<id>                     STRING  body (msgpack of JobRequest)
---   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d
+--   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d; a generation is the ms of
+--                                      the claim that wrote it, sequences go on from one generation to the next
 --   q:<pool>:<lane>:<tenant>   STREAM  backlog with group `w`, one entry per job (waiting, or pending with its worker): j id
 --   wait:<pool>:<lane>         ZSET    id -> enqueued ms (depth, age of the head); lanes high normal low resume solo
 --   act:<pool>:<lane>          ZSET    tenant -> tokens of service by weight (virtual token counter)

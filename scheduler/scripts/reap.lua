@@ -6,7 +6,7 @@ go()
 local max_crashes, limit, only = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local t = now()
 local gone = only ~= '' and {only} or redis.call('ZRANGEBYSCORE', S .. 'wl', '-inf', t, 'LIMIT', 0, 4)
-if only ~= '' then redis.call('ZADD', S .. 'wl', 0, only) end
+for _, wid in ipairs(gone) do redis.call('ZADD', S .. 'wl', 0, wid) end -- begun: this lease cannot be renewed any more
 local touched, pools = {}, {}
 
 local function crash(id, j, h, wid)

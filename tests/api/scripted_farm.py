@@ -241,6 +241,11 @@ class Event:
     id: str | None
     data: str
 
+    @property
+    def sequence(self) -> int | None:
+        """The frame's number in its log."""
+        return int(self.id.partition("-")[2]) if self.id else None
+
 
 async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
     """Server-sent events of a response's lines; comments are skipped."""

@@ -76,7 +76,7 @@ async def test_a_stream_has_one_event_per_frame_with_the_frames_id(
 ) -> None:
     body = chat_body(stream=True, stream_options={"include_usage": True})
     events = await all_events(client, "POST", URL, json=body)
-    assert [event.id for event in events] == [None, "1-1", "1-2", "1-3", "1-4", "1-5", None]
+    assert [event.sequence for event in events] == [None, 1, 2, 3, 4, 5, None]
     chunks = payloads(events)
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert [chunk["choices"][0]["delta"] for chunk in chunks[1:5]] == [
@@ -94,7 +94,7 @@ async def test_a_stream_without_usage_ends_after_the_last_frame(
     client: httpx2.AsyncClient, worker: ScriptedWorker
 ) -> None:
     events = await all_events(client, "POST", URL, json=chat_body(stream=True))
-    assert [event.id for event in events] == [None, "1-1", "1-2", "1-3", "1-4", None]
+    assert [event.sequence for event in events] == [None, 1, 2, 3, 4, None]
     assert all("usage" not in chunk for chunk in payloads(events))
 
 
@@ -328,7 +328,7 @@ async def test_a_failed_job_is_an_error_in_both_forms(client: httpx2.AsyncClient
     assert response.headers["x-should-retry"] == "false"
     events = await all_events(client, "POST", URL, json=chat_body(stream=True))
     assert json.loads(events[-1].data) == {"error": expected}
-    assert events[-1].id == "1-5"
+    assert events[-1].sequence == 5
 
 
 async def test_a_deadline_that_passes_is_a_timeout(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:

@@ -50,7 +50,7 @@ async def test_prompts_are_texts_or_token_ids(
 async def test_a_stream_echoes_once_and_ends_with_done(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
     request = body(stream=True, echo=True, best_of=1, stream_options={"include_usage": True})
     events = await all_events(client, "POST", URL, json=request)
-    assert [event.id for event in events] == ["1-1", "1-2", "1-3", "1-4", "1-5", None]
+    assert [event.sequence for event in events] == [1, 2, 3, 4, 5, None]
     chunks = [json.loads(event.data) for event in events[:-1]]
     assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == "HiHello, world!"
     assert chunks[-1]["usage"]["total_tokens"] == 15

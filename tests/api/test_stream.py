@@ -71,15 +71,17 @@ async def test_a_job_can_be_followed_while_it_runs(
     async with client.stream("POST", URL, json=chat_body(stream=True)) as response:
         await worker.held.wait()
         job_id = response.headers["farm-job-id"]
+        own = read_events(response.aiter_lines())
+        first = [await anext(own) for _ in range(2)][1].id or ""
         async with (
             httpx2.AsyncClient(base_url=other.url) as http,
-            http.stream("GET", f"/v1/jobs/{job_id}/events", headers={"last-event-id": "1-1"}) as again,
+            http.stream("GET", f"/v1/jobs/{job_id}/events", headers={"last-event-id": first}) as again,
         ):
             events = read_events(again.aiter_lines())
-            assert (await anext(events)).id == "1-2"
+            assert (await anext(events)).sequence == 2
             worker.resume.set()
-            assert [event.id async for event in events] == ["1-3", "1-4", None]
-        assert [event.id async for event in read_events(response.aiter_lines())][-1] is None
+            assert [event.sequence async for event in events] == [3, 4, None]
+        assert [event.id async for event in own][-1] is None
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -174,7 +176,8 @@ async def test_a_drained_node_refuses_new_requests_and_ends_open_ones_properly(
     async with client.stream("POST", URL, json=chat_body(stream=True)) as response:
         await worker.held.wait()
         events = read_events(response.aiter_lines())
-        assert [(await anext(events)).id for _ in range(3)] == [None, "1-1", "1-2"]
+        seen = [await anext(events) for _ in range(3)]
+        assert [event.sequence for event in seen] == [None, 1, 2]
         unary = asyncio.create_task(client.post(URL, json=chat_body()))
         await until(lambda: len(worker.requests) == 2)
         server.drain.begin()
@@ -193,8 +196,8 @@ async def test_a_drained_node_refuses_new_requests_and_ends_open_ones_properly(
     worker.resume.set()
     async with httpx2.AsyncClient(base_url=other.url) as http:
         path = f"/v1/jobs/{response.headers['farm-job-id']}/events"
-        rest = await all_events(http, "GET", path, headers={"last-event-id": "1-2"})
-        assert [event.id for event in rest] == ["1-3", "1-4", None]
+        rest = await all_events(http, "GET", path, headers={"last-event-id": seen[-1].id or ""})
+        assert [event.sequence for event in rest] == [3, 4, None]
         await ended(worker.queue, told.headers["farm-job-id"], JobState.FINISHED)
     assert worker.cancelled == []
 
@@ -243,5 +246,19 @@ async def test_a_queue_that_forgot_a_job_gets_it_again(
         await redis.delete(*keys)
         worker.script = Script()
         seen += [event async for event in events]
-    assert [event.id for event in seen] == [None, "1-1", "1-2", "1-3", "1-4", None]
+    assert [event.sequence for event in seen] == [None, 1, 2, 3, 4, None]
     assert len(worker.requests) == 2
+
+
+async def test_who_has_read_what_the_queue_lost_is_told_to_read_again(
+    client: httpx2.AsyncClient, start_node: StartNode, worker: ScriptedWorker
+) -> None:
+    """F16: the frame of its Last-Event-ID was lost in a power cut; the log may be cut into other frames now."""
+    job_id = (await client.post(URL, json=chat_body())).headers["farm-job-id"]
+    other = await start_node()
+    path = f"/v1/jobs/{job_id}/events"
+    async with httpx2.AsyncClient(base_url=other.url) as http:
+        (told,) = await all_events(http, "GET", path, headers={"last-event-id": "17-2"})
+        assert json.loads(told.data)["error"]["code"] == "log_rewritten"
+        whole = await all_events(http, "GET", path)
+        assert [event.sequence for event in whole] == [None, 1, 2, 3, 4, 5, None]

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,17 @@ class Farm:
 
 
 def start_role(role: str, environment: dict[str, str]) -> Role:
-    """`python -m <role>`; returns once it has said READY."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", role], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    """`python -m <role>`; returns once it has said READY. Its log goes to the file LOG_FILE, if that is set."""
+    log_file = environment.get("LOG_FILE")
+    with open(log_file, "ab") if log_file else nullcontext() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", role],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
     assert process.stdout is not None
     watchdog = threading.Timer(READY_S, process.kill)
     watchdog.start()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from scheduler.events import EventType
-from scheduler.jobs import JobState, Lane, replay
+from dataclasses import replace
+
+import pytest
+
+from scheduler.events import Event, EventType
+from scheduler.jobs import TERMINAL, TRANSITIONS, IllegalMove, JobState, Lane, apply_after_loss, replay
 from tests.scheduler.builders import ENDED, Farm
 
 
@@ -37,3 +41,21 @@ async def test_jobs_do_not_mix(farm: Farm) -> None:
     await farm.finish(two)
     jobs = replay(await farm.events())
     assert (jobs[one.id].state, jobs[two.id].state) == (JobState.RUNNING, JobState.FINISHED)
+
+
+@pytest.mark.parametrize("state", JobState)
+@pytest.mark.parametrize("event", EventType)
+async def test_after_a_loss_the_queues_word_stands_until_the_first_end(
+    farm: Farm, state: JobState, event: EventType
+) -> None:
+    """F16: the record has moves that the queue lost; only an end, once recorded, is final."""
+    held = await farm.start()
+    first, claimed = await farm.events()
+    job = replace(replay([first, claimed])[held.id], state=state)
+    data = dict(first.data) | dict(claimed.data)
+    late = Event("9-0", event, held.id, 9, data)
+    if state in TERMINAL:
+        with pytest.raises(IllegalMove):
+            apply_after_loss(job, late)
+    else:
+        assert apply_after_loss(job, late).state is TRANSITIONS[event][1]

@@ -41,7 +41,7 @@ async def test_a_claimed_job_says_who_holds_it(farm: Farm) -> None:
     snapshot = await farm.queue.snapshot(job_id)
     assert snapshot is not None
     assert (snapshot["state"], snapshot["wid"], snapshot["tok"]) == ("running", "w1", held.token)
-    assert (held.generation, held.sequence, held.attempt, held.solo) == (1, 0, 1, False)
+    assert (held.generation, held.sequence, held.attempt, held.solo) == (held.claimed_ms, 0, 1, False)
     assert held.claimed_ms >= held.submitted_ms
     assert await farm.told(job_id) == ["submitted", "claimed"]
     assert await farm.claim() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
+from scheduler.errors import LogShortened
 from scheduler.events import EventType
 from scheduler.frames import End
 from scheduler.jobs import JobState
@@ -20,9 +21,20 @@ async def test_finishing_writes_one_event_and_one_last_frame(farm: Farm) -> None
     assert await farm.finish(held)
     assert await farm.told(held.id) == ["submitted", "claimed", "finished"]
     frames = await farm.log.read(held.id)
-    assert [str(frame.id) for frame in frames] == ["1-1", "1-2"]
+    assert [frame.id.sequence for frame in frames] == [1, 2]
     assert frames[1].body == End(JobState.FINISHED, ENDED)
     assert await farm.counts() == {}
+
+
+async def test_a_job_whose_last_frames_redis_lost_does_not_end_before_they_are_back(farm: Farm) -> None:
+    """F16: an End behind a shortened log would make the short answer final."""
+    held = await farm.start()
+    await farm.say(held, 1)
+    with pytest.raises(LogShortened):
+        await farm.queue.finish(held.id, held.token, EventType.FINISHED, ENDED, sequence=2)
+    assert await farm.state(held.id) is JobState.RUNNING
+    await farm.say(held, 2)
+    assert await farm.queue.finish(held.id, held.token, EventType.FINISHED, ENDED, sequence=2)
 
 
 async def test_finishing_twice_is_finishing_once(farm: Farm) -> None:

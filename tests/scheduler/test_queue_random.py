@@ -112,7 +112,7 @@ async def check(chaos: Chaos) -> None:
         assert snapshot is not None
         assert (snapshot["state"], int(snapshot["attempt"])) == (job.state, job.attempts)
         frames = await farm.log.read(job.id)
-        assert [str(frame.id) for frame in frames] == [f"1-{i}" for i in range(1, len(frames) + 1)]
+        assert [frame.id.sequence for frame in frames] == list(range(1, len(frames) + 1))
         if job.state is JobState.QUEUED:
             cost = int(snapshot["cost"])
             waiting.update({"jobs": 1, "tokens": cost, f"p:{POOL}": 1, f"P:{POOL}": cost})

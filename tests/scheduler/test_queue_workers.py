@@ -9,6 +9,7 @@ from scheduler.events import EventType
 from scheduler.jobs import JobState
 from scheduler.queue import Heartbeat, shard_key
 from scheduler.scripts import QueuePolicy
+from scheduler.tokens import EmitCode
 from tests.scheduler.builders import ENDED, Farm
 from tests.scheduler.conftest import Eventually
 
@@ -26,17 +27,36 @@ async def test_a_worker_that_never_registered_is_not_alive(farm: Farm) -> None:
     assert await farm.queue.live_workers() == []
 
 
-async def test_a_lease_that_has_ended_cannot_be_renewed_or_registered(redis: Redis, eventually: Eventually) -> None:
+async def test_a_lease_that_has_ended_is_lost_once_the_reaper_has_seen_it(redis: Redis, eventually: Eventually) -> None:
+    """F14, F15: an outage of Redis longer than a lease costs no worker its jobs."""
     farm = Farm(redis, QueuePolicy(lease_ms=10))
-    await farm.worker()
+    held = await farm.start()
 
-    async def lost() -> bool:
+    async def ended() -> bool:
         return await farm.queue.live_workers() == []
 
-    await eventually(lost)
+    await eventually(ended)
+    assert (await farm.queue.heartbeat("w1", [held.id])).alive
+    assert await farm.say(held, 1) is EmitCode.OK
+    await eventually(ended)
+    assert await farm.queue.reap(0) == [held.id]
+    assert not (await farm.queue.heartbeat("w1", [held.id])).alive
+    assert await farm.say(held, 2) is EmitCode.FENCED
+    assert (await farm.queue.heartbeat("w1", [], register=True)).alive
+
+
+async def test_a_lease_that_the_reaper_has_begun_with_cannot_be_renewed(redis: Redis, eventually: Eventually) -> None:
+    farm = Farm(redis, QueuePolicy(lease_ms=10))
+    for _ in range(2):
+        await farm.start()
+
+    async def reaped() -> list[str]:
+        return await farm.queue.reap(0, limit=1)
+
+    await eventually(reaped)
     assert not (await farm.queue.heartbeat("w1", [])).alive
     assert not (await farm.queue.heartbeat("w1", [], register=True)).alive
-    assert await farm.queue.reap(0) == []
+    assert len(await farm.queue.reap(0, limit=1)) == 1
     assert (await farm.queue.heartbeat("w1", [], register=True)).alive
 
 

@@ -38,7 +38,7 @@ async def test_every_shard_is_looked_at_and_everything_touched_is_counted(redis:
     assert touched == count
 
 
-async def test_after_a_restart_nobody_is_reaped_for_two_leases(
+async def test_after_a_restart_nobody_is_reaped_for_a_lease(
     own_redis_server: RedisServer, own_redis: Redis, eventually: Eventually
 ) -> None:
     short, long = Farm(own_redis, QueuePolicy(lease_ms=1)), Farm(own_redis, QueuePolicy(lease_ms=1000))

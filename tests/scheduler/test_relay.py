@@ -76,6 +76,25 @@ async def test_the_relay_outlives_an_outage(
     await cancel_all([running])
 
 
+async def test_a_restart_of_redis_is_followed_by_a_sweep(
+    own_redis_server: RedisServer, own_redis: Redis, engine: AsyncEngine, eventually: Eventually
+) -> None:
+    """F16: an async job that a power loss took out of the queue need not wait for the next regular sweep."""
+    farm, disk = Farm(own_redis), own_redis_server.disk()
+    (job_id,) = await accept(engine)
+    await make_relay(farm, engine).relay(0)
+    await own_redis.flushall()
+
+    async def known() -> bool:
+        return await farm.state(job_id) is not None
+
+    running = asyncio.create_task(make_relay(farm, engine).run(period_s=0.02, sweep_every=10**9))
+    await eventually(known)
+    own_redis_server.lose_power(disk)
+    await eventually(known)
+    await cancel_all([running])
+
+
 async def test_what_redis_forgot_is_found_by_the_sweep(farm: Farm, engine: AsyncEngine) -> None:
     relay, store, ids = make_relay(farm, engine), Store(engine), await accept(engine, 6)
     projector = Projector(farm.redis, engine, farm.queue, 0)

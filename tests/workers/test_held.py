@@ -20,7 +20,7 @@ def claimed(n: int = 1, generation: int = 1, sequence: int = 0) -> Claimed:
 
 
 def held(log: Sequence[Frame] = (), n: int = 1) -> HeldJob:
-    return HeldJob(claimed(n, sequence=len(log)), log, now_s=10.0)
+    return HeldJob(claimed(n, sequence=len(log)), log, now_s=10.0, run="0-job/0")
 
 
 def frame(sequence: int, *chunks: Chunk) -> Frame:
