@@ -36,15 +36,12 @@ async def answer(node: Node, call: Call, draft: Draft, request: Request) -> Resp
     job = await prepare(node, draft, call, durable=False)
     accepted = await submit(node, job, call.caller.limits)
     await request.state.turn.step_aside()
+    frames = frames_of(node, accepted.id, resubmission=accepted.job, expected=accepted.backlog, tick_s=tick_s(node))
     answering = Answering(
         node=node,
         job_id=accepted.id,
         renderer=await fresh_renderer(node, accepted.id, accepted.request),
-        frames=_settling(
-            node,
-            job,
-            frames_of(node, accepted.id, resubmission=accepted.job, expected=accepted.backlog, tick_s=tick_s(node)),
-        ),
+        frames=_settling(node, job, frames) if job.budget else frames,
         stays=call.stays or accepted.again,
         linger_s=call.linger_s,
         meter=meter,
@@ -72,10 +69,10 @@ async def answer_async(node: Node, call: Call, draft: Draft, delay_s: float = 0.
 
 
 async def _settling(node: Node, job: NewJob, frames: Frames) -> Frames:
-    """The same frames; a job with limits is settled before its caller sees the end, and perhaps asks again."""
+    """The frames of a job with limits, which is settled before its caller sees the end, and perhaps asks again."""
     async with aclosing(frames):
         async for frame in frames:
-            if job.budget and frame is not None and isinstance(frame.body, End):
+            if frame is not None and isinstance(frame.body, End):
                 with suppress(QueueUnavailable):  # then the scheduler settles it
                     await node.limiter.settle(node.queue.shard_of(job.id))
             yield frame

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.queue import JobQueue, redis_errors, shard_key
+from scheduler.outages import redis_errors
+from scheduler.queue import JobQueue, shard_key
 
 
 class DeadLetters:

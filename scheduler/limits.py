@@ -17,7 +17,8 @@ from redis.commands.core import AsyncScript
 
 from scheduler.backpressure import LONGEST_S, SHORTEST_S, SPREAD, Level, Limits, Standing
 from scheduler.errors import OverLimit, QueueUnavailable, RateLimited
-from scheduler.queue import JobQueue, redis_errors, shard_key
+from scheduler.outages import redis_errors
+from scheduler.queue import JobQueue, shard_key
 from scheduler.scripts import limit_texts
 
 log = structlog.get_logger()

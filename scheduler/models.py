@@ -20,7 +20,7 @@ import msgpack
 from redis.asyncio import Redis
 
 from scheduler.errors import QueueUnavailable, UnknownModel
-from scheduler.queue import redis_errors
+from scheduler.outages import redis_errors
 
 CARD_TTL_S = 60
 """A card that its node agent does not renew for this long is gone."""

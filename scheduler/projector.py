@@ -25,7 +25,8 @@ from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
 from scheduler.events import Event, EventType, decode_event, stream_position
 from scheduler.frames import START, Frame
 from scheduler.jobs import TERMINAL, IllegalMove, Job, JobState, apply, apply_after_loss
-from scheduler.queue import JobQueue, event_key, redis_errors
+from scheduler.outages import redis_errors
+from scheduler.queue import JobQueue, event_key
 from scheduler.store import encode_frames, job_of_row, row_of_job
 from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow, ProjectionErrorRow, UsageRow
 from scheduler.tokens import TokenLog

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import math
 import random
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import orjson
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
-from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from scheduler.backpressure import Place, wait_s
-from scheduler.errors import IdempotencyConflict, LogShortened, NoLease, QueueFull, QueueUnavailable, UnknownJob
+from scheduler.errors import IdempotencyConflict, LogShortened, NoLease, QueueFull, UnknownJob
 from scheduler.events import EventType
 from scheduler.frames import End, encode_end
 from scheduler.job_ids import shard_of
 from scheduler.jobs import TRANSITIONS, JobState, Lane
+from scheduler.outages import redis_errors
 from scheduler.requests import JobRequest
 from scheduler.scripts import QueuePolicy, script_texts
 
@@ -98,31 +96,6 @@ def shard_key(shard: int, name: str) -> str:
 def event_key(shard: int) -> str:
     """The shard's event log."""
     return shard_key(shard, "ev")
-
-
-_CODES = re.compile(r"\b(OOM|MISCONF|READONLY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE)\b")
-_CLASSES = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
-"""Error codes, and redis-py's classes for others, of a server that cannot serve now. A pipeline and Redis 6.2's scripts
-put the code inside another message."""
-
-
-@asynccontextmanager
-async def redis_errors() -> AsyncIterator[None]:
-    """Turn what a down, loading, full or read-only Redis raises into QueueUnavailable; other refusals are our bugs."""
-    try:
-        yield
-    except RedisError as error:
-        if _is_our_bug(error):
-            raise
-        raise QueueUnavailable(str(error) or type(error).__name__) from error
-    except OSError as error:
-        raise QueueUnavailable(str(error)) from error
-
-
-def _is_our_bug(error: RedisError) -> bool:
-    if not isinstance(error, ResponseError) or isinstance(error, _CLASSES):
-        return False
-    return _CODES.search(str(error)) is None
 
 
 class JobQueue:

@@ -7,7 +7,8 @@ import asyncio
 import structlog
 
 from scheduler.errors import QueueUnavailable
-from scheduler.queue import JobQueue, redis_errors
+from scheduler.outages import redis_errors
+from scheduler.queue import JobQueue
 
 log = structlog.get_logger()
 

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from scheduler.errors import QueueFull, QueueUnavailable, RecordUnavailable, UnknownJob
 from scheduler.job_ids import shard_of
-from scheduler.queue import JobQueue, NewJob, redis_errors, shard_key
+from scheduler.outages import redis_errors
+from scheduler.queue import JobQueue, NewJob, shard_key
 from scheduler.store import Store
 
 log = structlog.get_logger()

@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from scheduler.database import record_errors
 from scheduler.job_ids import shard_of
 from scheduler.jobs import JobState
+from scheduler.outages import redis_errors
 from scheduler.projector import HOUR_MS, RETENTION, Projector, retention_cutoff
-from scheduler.queue import JobQueue, redis_errors, shard_key
+from scheduler.queue import JobQueue, shard_key
 from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow
 
 

@@ -21,8 +21,9 @@ from scheduler.errors import QueueUnavailable, UnknownJob
 from scheduler.frames import START, Chunk, End, Frame, FrameId, decode_body, encode_chunks
 from scheduler.heard import Heard
 from scheduler.jobs import TERMINAL
+from scheduler.outages import redis_errors
 from scheduler.process import cancel_all
-from scheduler.queue import JobQueue, redis_errors, shard_key
+from scheduler.queue import JobQueue, shard_key
 
 log = structlog.get_logger()
 

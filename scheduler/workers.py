@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from scheduler.queue import redis_errors
+from scheduler.outages import redis_errors
 
 
 class WorkerBoard:

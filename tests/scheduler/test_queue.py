@@ -10,7 +10,8 @@ from redis.exceptions import ResponseError
 
 from scheduler.errors import IdempotencyConflict, QueueUnavailable, UnknownJob
 from scheduler.jobs import JobState
-from scheduler.queue import JobQueue, redis_errors
+from scheduler.outages import redis_errors
+from scheduler.queue import JobQueue
 from tests.conftest import RedisServer
 from tests.scheduler.builders import POOL, Farm, make_job, make_request
 
