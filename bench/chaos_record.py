@@ -25,7 +25,8 @@ from scheduler.tables import EventRow, JobRow, ProjectionErrorRow, UsageRow
 from scheduler.tokens import TokenLog
 
 LASTING = {"ev", "cnt", "vt", "fence", "wl"}
-"""Keys of a shard that belong to no job; so do `act:…`, the tenants of a lane."""
+LASTING_BEGINNINGS = ("act:", "rate:")
+"""Keys of a shard that belong to no job: counters, tenants of a lane, what drains."""
 
 
 class Record:
@@ -115,7 +116,7 @@ class Record:
         names = [key async for key in self._redis.scan_iter(match=prefix + b"*", count=1000)]
         lives = [await self._redis.pttl(name) for name in names]
         eternal = [name.removeprefix(prefix).decode() for name, ms in zip(names, lives, strict=True) if ms == -1]
-        return [name for name in eternal if name not in LASTING and not name.startswith("act:")]
+        return [name for name in eternal if name not in LASTING and not name.startswith(LASTING_BEGINNINGS)]
 
     async def _counters(self) -> dict[str, int]:
         raw: Mapping[bytes, bytes] = await _hash(self._redis, shard_key(0, "cnt"))

@@ -27,6 +27,7 @@ IMPOSSIBLE = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"no
 CHANGING = [
     (re.compile(r"\d-[0-9A-HJKMNP-TV-Z]{26}"), "JOB"),
     (re.compile(r'"created":\d+'), '"created":0'),
+    (re.compile(r"^id: \d+-", re.MULTILINE), "id: CLAIM-"),
     (re.compile(r"call_[0-9a-f]{24}"), "call_ID"),
 ]
 EXCHANGES: dict[str, tuple[dict[str, Any], Script]] = {

@@ -76,7 +76,8 @@ async def test_a_failure_that_may_pass_goes_on_later_where_it_stopped(farm: Farm
     assert await farm.say(held, 2) == 2
     await make_due(farm, held.id)
     (again,) = await farm.claim("w2")
-    assert (again.sequence, again.generation, again.attempt) == (1, 1, 2)
+    assert (again.sequence, again.attempt) == (1, 2)
+    assert again.generation > held.generation
     assert await farm.finish(again)
     assert await farm.counts() == {}
 

@@ -172,10 +172,16 @@ class PagedModel:
                 mx.set_memory_limit(limit_bytes)
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int], tokens: Sequence[int]) -> None:
-        """Give the first tokens of each target what they are in its source; lazy, behind what was built before."""
+        """Give the first tokens of each target what they are in its source.
+
+        Waits for what was built before: a pool from which something is still being taken would be copied by the write.
+        """
         self._check_blocks((*sources, *targets))
-        for array in self._stored.values():
-            array.copy(sources, targets, tokens)
+        stored = self._stored.values()
+        contents = [array.take_first(sources, tokens) for array in stored]
+        mx.eval(contents)
+        for array, content in zip(stored, contents, strict=True):
+            array.put_first(targets, tokens, content)
         self._reader.changed(targets)
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:

@@ -58,13 +58,18 @@ class BlockArray:
         index = mx.array(np.asarray(blocks, dtype=np.int32))
         return self.array.reshape(self.blocks, -1)[index].reshape(-1, self.heads, self.block_tokens, self.width)
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int], tokens: Sequence[int]) -> None:
-        """The first tokens of blocks to other blocks, lazy; whatever else these hold stays."""
+    def take_first(self, blocks: Sequence[int], tokens: Sequence[int]) -> mx.array:
+        """A copy of the first tokens of each block, as rows (heads * tokens of all, width), lazy."""
+        return self.array[self._firsts(blocks, tokens)]
+
+    def put_first(self, blocks: Sequence[int], tokens: Sequence[int], rows: mx.array) -> None:
+        """The inverse of `take_first`; whatever else the blocks hold stays."""
+        self.array[self._firsts(blocks, tokens)] = rows
+
+    def _firsts(self, blocks: Sequence[int], tokens: Sequence[int]) -> mx.array:
         places = np.arange(self.heads * self.block_tokens, dtype=np.int32)
         inside = places % self.block_tokens < np.asarray(tokens)[:, None]
-        span = np.int32(places.size)
-        origin, goal = (np.asarray(blocks, dtype=np.int32)[:, None] * span + places for blocks in (sources, targets))
-        self.array[mx.array(goal[inside])] = self.array[mx.array(origin[inside])]
+        return mx.array((np.asarray(blocks, dtype=np.int32)[:, None] * np.int32(places.size) + places)[inside])
 
     def put(self, blocks: Sequence[int], content: mx.array) -> None:
         """The inverse of `take`; `content` must not be a view of this array."""
