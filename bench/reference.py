@@ -21,10 +21,20 @@ TIE: Final = 1e-3  # of the standard deviation of the position's logits; roundin
 
 
 class Reference:
-    """What `generate_step` says to prompts, one by one, over caches that `make_caches` makes; it remembers."""
+    """What `generate_step` says to prompts, one by one, over caches that `make_caches` makes; it remembers.
 
-    def __init__(self, loaded: LoadedModel, make_caches: Callable[[Module], list[Any]] = make_prompt_cache) -> None:
+    `tie` is what a logit may lack, in standard deviations of its position's logits.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        make_caches: Callable[[Module], list[Any]] = make_prompt_cache,
+        *,
+        tie: float = TIE,
+    ) -> None:
         self._model = loaded.model
+        self._tie = tie
         self._make_caches = make_caches
         self._vocab_size = loaded.info.vocab_size
         self._said: dict[Prompt, list[int]] = {}
@@ -52,11 +62,11 @@ class Reference:
             given = (*context, said[at])
 
     def is_tie(self, prompt: Prompt, output: tuple[int, ...], token: int) -> bool:
-        """Whether the reference says `token` behind `output` when the token's logit is raised by `TIE`."""
+        """Whether the reference says `token` behind `output` when the token's logit is raised by a tie."""
         logits = self._model(mx.array([[*prompt.token_ids, *output]]), cache=self._make_caches(self._model))
         last = logits[:, -1, :].astype(mx.float32)
         finite = last[0][mx.array([i for i, x in enumerate(last[0].tolist()) if abs(x) < 1e30])]
-        raised = last + TIE * mx.std(finite) * (mx.arange(last.shape[-1]) == token)
+        raised = last + self._tie * mx.std(finite) * (mx.arange(last.shape[-1]) == token)
         row = self._row(replace(prompt, resume_ids=output))
         for process in row.processors:
             raised = process(mx.array([*prompt.token_ids, *output]), raised)

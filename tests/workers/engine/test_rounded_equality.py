@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.workers.engine.architectures import reference
@@ -26,6 +26,7 @@ BITS = 8
 )
 @settings(max_examples=EXAMPLES, deadline=None, phases=PHASES)
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=430)  # the load's comparison once took a number at the border of two codes for a wrong mask
 def test_a_rounded_sequence_says_what_it_says_alone(name: str, prompt: Make, seed: int) -> None:
     dice = random.Random(seed)
     sizes = draw_sizes(dice)
