@@ -25,7 +25,7 @@ def test_without_a_measurement_the_wait_is_a_guess() -> None:
 @given(bound=counts, used=counts, needed=counts, rate=st.floats(0, 1e9), draw=st.floats(0, 1, exclude_max=True))
 def test_every_wait_is_within_what_clients_bear(bound: int, used: int, needed: int, rate: float, draw: float) -> None:
     wait = wait_s(bound=bound, used=used, needed=needed, drained_per_s=rate, draw=draw)
-    assert SHORTEST_S <= wait < LONGEST_S * (1 + SPREAD)
+    assert SHORTEST_S <= wait <= LONGEST_S * (1 + SPREAD)  # a draw just below 1 may be rounded to it
 
 
 @given(used=counts, rate=st.floats(1e-3, 1e6), faster=st.floats(1, 1000))
