@@ -125,6 +125,12 @@ def pack_forwards(chunks: Sequence[Chunk], forward_rows: int) -> list[list[Chunk
     return forwards
 
 
+def _last_writers(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Where a snapshot was given away again in the same step, only the chunk that has it now writes it."""
+    writers = {chunk.snapshot: chunk.row for chunk in chunks}
+    return [chunk if writers[chunk.snapshot] is chunk.row else chunk._replace(snapshot=-1) for chunk in chunks]
+
+
 class Planner:
     """Owns the line of waiting rows, those with a place, and their blocks.
 
@@ -193,10 +199,8 @@ class Planner:
                 self._prefix.offer_tail(row)
 
     def stretch(self, row: Row, tokens: int) -> int:
-        """Let a decoding row's table cover `tokens` tokens, as far as nobody misses the blocks for it.
-
-        Returns how many it covers. Each decoding row still finds a block for its newest token.
-        """
+        """Let a decoding row's table cover `tokens` tokens, as far as each decoding row still finds a block for its
+        newest token; returns how many it covers."""
         spare = max(0, self._pool.free_blocks - len(self.decoding))
         row.table += self._pool.allocate(max(0, min(self._missing_blocks(row, tokens), spare)))
         return len(row.table) * self._pool.block_tokens
@@ -346,7 +350,7 @@ class Planner:
                 if block_hash is not None:
                     claimed.add(block_hash)
         chunks = [chunk for row, tokens in self._granted(able) if (chunk := self._read(row, tokens, plan)) is not None]
-        plan.forwards = pack_forwards(chunks, self._limits.forward_rows)
+        plan.forwards = pack_forwards(_last_writers(chunks), self._limits.forward_rows)
 
     def _granted(self, able: list[Row]) -> list[tuple[Row, int]]:
         """The rows, by rank, with what each may read now; nothing for those that have read all."""

@@ -225,6 +225,19 @@ def test_the_end_of_a_prompt_is_not_copied_from_a_row_that_left_before_it_was_ha
     device.run()
 
 
+def test_of_two_states_kept_in_one_place_in_one_step_the_one_that_is_found_is_written() -> None:
+    limits = PlanLimits(rows=4, step_tokens=64, forward_rows=1)
+    device = PaperDevice(blocks=50, block_tokens=4, limits=limits, snapshots=1)
+    short, long = ids_of(1, 9), ids_of(2, 17)
+    device.add("short", short, draws=2)
+    device.add("long", long, draws=2)  # is read first, being longer, but has the only place last
+    device.run()
+    device.add("again", [*long, 5, 6], draws=2)
+    device.run()
+    assert device.said["again"] == expected([*long, 5, 6], 2)
+    assert device.prefix.hit_tokens_total == 16
+
+
 def test_long_prompts_progress_together() -> None:
     device = device_of()
     for name in "abc":
