@@ -68,10 +68,9 @@ def ignored_fields(body: Generation) -> list[str]:
         if name in NO_OPS and value is not None and value not in NO_OPS[name]:
             raise Unsupported(name)
     unknown = [name for name in extra if name not in NO_OPS]
-    if body.stream_options is not None:
-        unknown += [f"stream_options.{name}" for name in body.stream_options.model_extra or {}]
-    if body.structured_outputs is not None:
-        unknown += [f"structured_outputs.{name}" for name in body.structured_outputs.model_extra or {}]
+    for field, options in (("stream_options", body.stream_options), ("structured_outputs", body.structured_outputs)):
+        if options is not None:
+            unknown += [f"{field}.{name}" for name in options.model_extra or {}]
     return [name for name in unknown if _HEADER_SAFE.fullmatch(name)][:20]
 
 

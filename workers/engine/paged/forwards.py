@@ -75,15 +75,17 @@ class Forwards:
         )
         input_ids = _newest(rows, flight) if layout.tokens == 1 else _drafted(rows, layout.tokens)
         slots, adapters = [row.slot for row in rows if row.slot >= 0], [row.prompt.adapter for row in rows]
-        logits = self._model.forward(input_ids, layout, slots, adapters)
-        logits = logits.reshape(-1, logits.shape[-1])
-        if layout.tokens == 1:
-            return Batch(rows, [Draw(row.id) for row in rows], logits.astype(mx.float32))
-        draws = [Draw(row.id, row.drafts[:count]) for row in rows for count in range(1 + len(row.drafts))]
-        if len(draws) < len(rows) * layout.tokens:
-            places = [i * layout.tokens + j for i, row in enumerate(rows) for j in range(1 + len(row.drafts))]
-            logits = logits[mx.array(places)]
-        return Batch(rows, draws, logits.astype(mx.float32))
+        return _batch(rows, self._model.forward(input_ids, layout, slots, adapters))
+
+
+def _batch(rows: list[Row], logits: mx.array) -> Batch:
+    """From logits (rows, tokens, vocab), of which the padding behind a row's drafts belongs to no draw."""
+    draws = [Draw(row.id, row.drafts[:count]) for row in rows for count in range(1 + len(row.drafts))]
+    tokens, logits = logits.shape[1], logits.reshape(-1, logits.shape[-1])
+    if len(draws) < len(rows) * tokens:
+        places = [i * tokens + j for i, row in enumerate(rows) for j in range(1 + len(row.drafts))]
+        logits = logits[mx.array(places)]
+    return Batch(rows, draws, logits.astype(mx.float32))
 
 
 def _newest(rows: list[Row], flight: Flight | None) -> mx.array:
