@@ -32,7 +32,9 @@ from scheduler.migrate import upgrade
 REDIS_SERVER = os.environ.get("FARM_TEST_REDIS_SERVER") or str(get_binary_path())
 DATABASE_SERVER = os.environ.get("FARM_TEST_DATABASE_URL", "")
 
-hypothesis.settings.register_profile("farm", deadline=None)  # no test here is about time
+# The same examples in every run, so that a change is judged by what it changes; FARM_TEST_EXPLORE=1 looks for new ones.
+# No test here is about time.
+hypothesis.settings.register_profile("farm", deadline=None, derandomize="FARM_TEST_EXPLORE" not in os.environ)
 hypothesis.settings.load_profile("farm")
 
 

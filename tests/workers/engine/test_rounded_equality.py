@@ -8,13 +8,17 @@ import os
 import random
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from bench.tiny_models import load_tiny
 from tests.workers.engine.architectures import reference
 from tests.workers.engine.courses import Make, Sizes, draw_sizes, ids, open_engine, play, prompts, run
 from workers.engine import UnsupportedModel
+from workers.engine.paged.cache import PagedModel
+from workers.engine.paged.probe import self_test
 
 EXAMPLES = int(os.environ.get("FARM_TEST_EXAMPLES", "2"))
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -27,6 +31,7 @@ BITS = 8
 @settings(max_examples=EXAMPLES, deadline=None, phases=PHASES)
 @given(seed=st.integers(0, 2**32 - 1))
 @example(seed=430)  # the load's comparison once took a number at the border of two codes for a wrong mask
+@example(seed=9)  # ... and, where few blocks left room for seven tokens only, another first expert for a great loss
 def test_a_rounded_sequence_says_what_it_says_alone(name: str, prompt: Make, seed: int) -> None:
     dice = random.Random(seed)
     sizes = draw_sizes(dice)
@@ -101,6 +106,19 @@ def test_blocks_on_disk_serve_only_engines_of_the_same_bits(prompt: Make, tmp_pa
 def test_a_back_end_that_cannot_round_refuses(name: str, backend: str, reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
         open_engine(name, backend, Sizes(4, 64, 8, 80), kv_bits=BITS)
+
+
+def test_a_model_that_rounding_changes_too_much_is_refused() -> None:
+    """One number of each key is so large that the others round to nothing, and it is the same for all."""
+    model = load_tiny("llama").model
+    assert self_test(model, PagedModel(model, blocks=8, block_tokens=16, kv_bits=BITS)) is None
+    for layer in model.layers:
+        keys = layer.self_attn.k_proj
+        keys.bias = mx.where(mx.arange(keys.weight.shape[0]) % 16 == 15, 300.0, 0.0)
+    said = self_test(model, PagedModel(model, blocks=8, block_tokens=16, kv_bits=BITS))
+    assert said is not None
+    assert "8 bits change the logits by" in said
+    assert self_test(model, PagedModel(model, blocks=8, block_tokens=16)) is None
 
 
 def test_other_numbers_of_bits_are_refused() -> None:
