@@ -6,7 +6,7 @@ from api.call import Call
 from api.errors import ApiError
 from api.job_object import KnownJob
 from api.node import Node
-from api.openai.rendering import RenderingNote
+from api.rendering import RenderingNote
 from api.submission import ASYNC_KEYS, Accepted, accept
 from scheduler.dead_letters import DeadLetters
 from scheduler.job_ids import new_job_id

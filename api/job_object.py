@@ -8,8 +8,8 @@ from typing import Any
 
 from api.errors import ApiError, end_error
 from api.node import Node
-from api.openai.rendering import RenderingNote
 from api.renderers import fresh_renderer
+from api.rendering import RenderingNote
 from api.stream import whole_answer
 from scheduler.admission import Caller
 from scheduler.errors import QueueUnavailable, RecordUnavailable, UnknownJob, UnknownModel

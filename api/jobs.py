@@ -17,10 +17,10 @@ from api.call import MAX_TIMEOUT_S, CurrentCall
 from api.errors import ApiError, InvalidParameter
 from api.following import frames_of
 from api.job_object import KnownJob, ended_frames, find_job, job_object, record_object
+from api.kinds import draft_of
 from api.limit_headers import limit_headers
 from api.listing import MAX_PAGE, WantedJobs, after_cursor, cursor_of
 from api.node import CurrentNode, Node
-from api.openai.kinds import draft_of
 from api.renderers import fresh_renderer
 from api.stream import Answering, EventStream
 from scheduler.errors import UnknownJob

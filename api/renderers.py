@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from api.kinds import renderer_of
 from api.node import Node
-from api.openai.kinds import renderer_of
-from api.openai.rendering import Renderer, RenderingNote
+from api.rendering import Renderer, RenderingNote
 from scheduler.requests import JobRequest
 
 

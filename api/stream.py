@@ -1,13 +1,13 @@
 """Frames → server-sent events of the caller's protocol, with comments while nothing happens, and a proper end always.
 
-One frame is one event, and its `id:` is the frame's; events that are not stored (opening, [DONE]) carry none.
+The last event of a frame carries the frame's id as its `id:`; events that are not stored (opening, [DONE]) carry none.
 Comments have no blank line behind them: the openai SDK takes `\\n\\n` after an id for an event without data.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,8 @@ from api.errors import ApiError, Draining, api_error, end_error
 from api.following import position
 from api.metrics import AnswerMeter
 from api.node import Node
-from api.openai.rendering import Renderer
 from api.patience import Patience
+from api.rendering import Event, Renderer
 from scheduler.backpressure import Place
 from scheduler.errors import FarmError, LogRewritten, QueueUnavailable
 from scheduler.frames import START, End, Frame, FrameId
@@ -33,8 +33,6 @@ SLOW_READER_S = 60.0
 
 TICK_S = 1.0
 """How often a silent stream looks around: for a client that has left, a drain, a place in the queue."""
-
-DONE = b"data: [DONE]\n\n"
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -106,28 +104,27 @@ class EventStream(Response):
     async def _events(self, departure: Departure) -> AsyncGenerator[bytes, None]:
         """Everything the client gets; ends early when it has left."""
         answering = self._answering
-        opening = answering.renderer.opening()
-        if opening is not None and self._after == START:
-            yield sse(opening, None)
+        if self._after == START and (opening := answering.renderer.opening()):
+            yield self._sse(opening, None)
         silence = _Silence(answering)
         try:
             async for frame in answering.frames:
                 if departure.gone:
                     return
                 if answering.node.drain.over:
-                    yield b"retry: 1000\n" + sse(Draining(answering.job_id).body(), None)
+                    yield b"retry: 1000\n" + self._failure(Draining(answering.job_id), None)
                     return
                 if frame is None:
                     comment = await silence.comment()
                 else:
                     silence.broken()
-                    comment = b"".join(self._frame(frame))
+                    comment = self._frame(frame)
                 if comment:
                     yield comment
         except FarmError as error:
-            yield sse(api_error(error).body(), None)
+            yield self._failure(api_error(error), None)
 
-    def _frame(self, frame: Frame) -> list[bytes]:
+    def _frame(self, frame: Frame) -> bytes:
         """The events of one frame. Raises LogRewritten when the frame that the client has read last is lost."""
         answering = self._answering
         known = not self._caught_up
@@ -136,17 +133,23 @@ class EventStream(Response):
         self._caught_up = self._caught_up or frame.id == self._after
         if isinstance(frame.body, End):
             answering.ended(frame.body)
-            return [] if known else self._end(frame.id, frame.body)
+            return b"" if known else self._end(frame.id, frame.body)
         if answering.meter is not None:
             answering.meter.frame()
-        event = answering.renderer.step(frame.body)
-        return [] if known else [sse(event, frame.id)]
+        events = answering.renderer.step(frame.body)
+        return b"" if known else self._sse(events, frame.id)
 
-    def _end(self, frame_id: FrameId, end: End) -> list[bytes]:
+    def _end(self, frame_id: FrameId, end: End) -> bytes:
         if end.state is not JobState.FINISHED:
-            return [sse(end_error(end).body(), frame_id)]
-        closing = self._answering.renderer.closing(end)
-        return [DONE] if closing is None else [sse(closing, frame_id), DONE]
+            return self._failure(end_error(end), frame_id)
+        renderer = self._answering.renderer
+        return self._sse(renderer.closing(end), frame_id) + renderer.dialect.done
+
+    def _failure(self, error: ApiError, frame_id: FrameId | None) -> bytes:
+        return self._sse(self._answering.renderer.failure(error), frame_id)
+
+    def _sse(self, events: Sequence[Event], frame_id: FrameId | None) -> bytes:
+        return sse(events, frame_id, named=self._answering.renderer.dialect.named)
 
 
 class _Silence:
@@ -172,7 +175,7 @@ class _Silence:
         if not due and not moved:
             return b""
         self._spoke_s = time.monotonic()
-        return _queued(place) if place is not None else b": keep-alive\n"
+        return _queued(place) if place is not None else self._answering.renderer.dialect.keep_alive
 
     async def _place(self) -> Place | None:
         try:
@@ -227,7 +230,13 @@ async def _leave(node: Node, job_id: str, linger_s: float) -> None:
             await node.queue.cancel(job_id, "disconnect")
 
 
-def sse(data: dict[str, Any], frame_id: FrameId | None) -> bytes:
-    """One event; https://html.spec.whatwg.org/multipage/server-sent-events.html."""
-    payload = b"data: " + orjson.dumps(data) + b"\n\n"
-    return payload if frame_id is None else f"id: {frame_id}\n".encode() + payload
+def sse(events: Sequence[Event], frame_id: FrameId | None, *, named: bool) -> bytes:
+    """The events of one frame; https://html.spec.whatwg.org/multipage/server-sent-events.html."""
+    lines = []
+    for event in events:
+        if frame_id is not None and event is events[-1]:
+            lines.append(f"id: {frame_id}\n".encode())
+        if named:
+            lines.append(b"event: " + event["type"].encode() + b"\n")
+        lines.append(b"data: " + orjson.dumps(event) + b"\n\n")
+    return b"".join(lines)

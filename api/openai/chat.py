@@ -14,8 +14,8 @@ from api.openai.call_grammar import CallChoice, OfferedFunction, call_binding, c
 from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible
 from api.openai.messages import template_messages, template_tools
 from api.openai.parameters import LANE_TIERS, asked_lane, canonical_hash, ignored_fields, sampling, stopping
-from api.openai.rendering import RenderingNote
 from api.openai.schemas import ChatRequest
+from api.rendering import RenderingNote
 from scheduler.errors import TemplateRefused
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard

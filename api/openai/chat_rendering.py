@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from api.openai.rendering import RenderingNote, TokenBytes, finite, stream_extras, token_text, usage
-from api.openai.segments import Markers, Piece, SegmentKind, SegmentSplitter
-from api.openai.tool_calls import CallReader, ToolCall, parse_call
+from api.errors import ApiError
+from api.openai.rendering import OPENAI_STREAM, error_events, finite, stream_extras, token_text, usage
+from api.reading import AnswerReader, Part, PartKind, call_digest
+from api.rendering import Dialect, Event, RenderingNote, TokenBytes
 from scheduler.frames import Chunk, End
 
 
@@ -16,36 +16,40 @@ class _Choice:
     """One answer as it grows."""
 
     def __init__(self, job_id: str, index: int, note: RenderingNote) -> None:
-        self._splitter = SegmentSplitter(Markers(note.think, note.call), in_thinking=note.in_thinking)
-        self._call_start, self._call_end = note.call or ("", "")
+        self.reader = AnswerReader(note)
         self._seed = f"{job_id}:{index}"
-        self._single_call = note.single_call
-        self._bound_calls = note.bound_calls
-        self._reader = CallReader()
         self.content: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.logprobs: list[dict[str, Any]] = []
-        self.finish_reason: str | None = None
-        self.output_tokens = 0
-        self.reasoning_tokens = 0
-        self.unparsed_calls = 0
+
+    @property
+    def finish_reason(self) -> str | None:
+        """In OpenAI's words; None while the answer grows."""
+        called = bool(self.calls) and self.reader.finish_reason == "stop"
+        return "tool_calls" if called else self.reader.finish_reason
 
     def feed(self, chunk: Chunk) -> dict[str, Any]:
         """Take a chunk in and return its delta."""
-        self.output_tokens += len(chunk.token_ids)
-        if self._splitter.in_reasoning:
-            self.reasoning_tokens += len(chunk.token_ids)
-        text = chunk.text
-        if self._single_call and chunk.stop_string == self._call_end:
-            text += self._call_end  # our own stop string: the call it ends is complete
-        pieces = self._splitter.push(text)
-        if chunk.finish_reason is not None:
-            pieces += self._splitter.flush()
-        delta = self._delta(pieces)
-        if chunk.finish_reason is not None:
-            called = bool(self.calls) and chunk.finish_reason == "stop"
-            self.finish_reason = "tool_calls" if called else chunk.finish_reason
+        content: list[str] = []
+        reasoning: list[str] = []
+        calls: list[dict[str, Any]] = []
+        for part in self.reader.feed(chunk):
+            if part.kind is PartKind.CONTENT:
+                content.append(part.text)
+            elif part.kind is PartKind.REASONING:
+                reasoning.append(part.text)
+            else:
+                calls.append(self._call(part))
+        self.content += content
+        self.reasoning += reasoning
+        delta: dict[str, Any] = {}
+        if reasoning:
+            delta["reasoning_content"] = delta["reasoning"] = "".join(reasoning)
+        if content:
+            delta["content"] = "".join(content)
+        if calls:
+            delta["tool_calls"] = calls
         return delta
 
     def message(self) -> dict[str, Any]:
@@ -59,62 +63,15 @@ class _Choice:
             message["tool_calls"] = self.calls
         return message
 
-    def _delta(self, pieces: list[Piece]) -> dict[str, Any]:
-        content: list[str] = []
-        reasoning: list[str] = []
-        calls: list[dict[str, Any]] = []
-        for piece in pieces:
-            if piece.kind is SegmentKind.CONTENT:
-                content.append(piece.text)
-            elif piece.kind is SegmentKind.REASONING:
-                reasoning.append(piece.text)
-            else:
-                self._call(piece, content, calls)
-        if self._bound_calls and self._splitter.open_call is not None:
-            calls += self._grow(self._splitter.open_call)
-        self.content += content
-        self.reasoning += reasoning
-        delta: dict[str, Any] = {}
-        if reasoning:
-            delta["reasoning_content"] = delta["reasoning"] = "".join(reasoning)
-        if content:
-            delta["content"] = "".join(content)
-        if calls:
-            delta["tool_calls"] = calls
-        return delta
-
-    def _call(self, piece: Piece, content: list[str], calls: list[dict[str, Any]]) -> None:
-        """A call, or its text where it is broken."""
-        if self._bound_calls:
-            calls += self._grow(piece.text)
-            was_read, self._reader = self._reader.name is not None, CallReader()
-            if was_read:  # perhaps cut off by its length: its arguments are what came
-                return
-        call = parse_call(piece.text) if piece.kind is SegmentKind.CALL else None
-        if call is None:
-            self.unparsed_calls += 1
-            closing = self._call_end if piece.kind is SegmentKind.CALL else ""
-            content.append(f"{self._call_start}{piece.text}{closing}")
-            return
-        calls.append(self._add(call))
-
-    def _grow(self, inside: str) -> list[dict[str, Any]]:
-        """The delta of a call that is being written; none while its name is not known."""
-        is_known = self._reader.name is not None
-        arguments = self._reader.read(inside)
-        if self._reader.name is None:
-            return []
-        if not is_known:
-            return [self._add(ToolCall(self._reader.name, arguments))]
-        self.calls[-1]["function"]["arguments"] += arguments
-        return [{"index": len(self.calls) - 1, "function": {"arguments": arguments}}] if arguments else []
-
-    def _add(self, call: ToolCall) -> dict[str, Any]:
-        """Take a call in and return its first delta."""
-        digest = hashlib.sha256(f"{self._seed}:{len(self.calls)}".encode()).hexdigest()
-        call_id = f"call_{digest[:24]}"
-        self.calls.append(call.as_object(call_id))
-        return {"index": len(self.calls) - 1, **call.as_object(call_id)}
+    def _call(self, part: Part) -> dict[str, Any]:
+        """Take a part of a call in and return its delta."""
+        if part.name is None:
+            self.calls[part.call]["function"]["arguments"] += part.text
+            return {"index": part.call, "function": {"arguments": part.text}}
+        call_id = f"call_{call_digest(self._seed, part.call)}"
+        function = {"name": part.name, "arguments": part.text}
+        self.calls.append({"id": call_id, "type": "function", "function": dict(function)})
+        return {"index": part.call, "id": call_id, "type": "function", "function": function}
 
 
 class ChatRenderer:
@@ -130,16 +87,21 @@ class ChatRenderer:
     @property
     def unparsed_calls(self) -> int:
         """Tool calls that were shown as text."""
-        return sum(choice.unparsed_calls for choice in self._choices)
+        return sum(choice.reader.unparsed_calls for choice in self._choices)
 
-    def opening(self) -> dict[str, Any]:
+    @property
+    def dialect(self) -> Dialect:
+        """OpenAI's."""
+        return OPENAI_STREAM
+
+    def opening(self) -> list[Event]:
         """The role of every choice."""
         choices = [
             _choice_chunk(i, {"role": "assistant", "content": ""}, None, None) for i in range(self._note.choices)
         ]
-        return self._chunk(choices, chars=0)
+        return [self._chunk(choices, chars=0)]
 
-    def step(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    def step(self, chunks: Sequence[Chunk]) -> list[Event]:
         """One frame as one chunk; a choice whose text is held back has an empty delta."""
         choices = []
         chars = 0
@@ -154,17 +116,21 @@ class ChatRenderer:
                 finish_reason = None
             choices.append(_choice_chunk(chunk.index, delta, logprobs, finish_reason))
             chars += len(chunk.text)
-        return self._chunk(choices, chars)
+        return [self._chunk(choices, chars)]
 
-    def closing(self, end: End) -> dict[str, Any] | None:
+    def closing(self, end: End) -> list[Event]:
         """The usage chunk, where the caller asked for it; and finish reasons that came together with a call.
 
         The openai SDK's stream helper sees a call's end only if the finish reason comes in a later chunk.
         """
         chunk = self._chunk(self._late_finishes, chars=0)
         if self._note.include_usage:
-            return chunk | {"usage": self._usage(end)}
-        return chunk if self._late_finishes else None
+            return [chunk | {"usage": self._usage(end)}]
+        return [chunk] if self._late_finishes else []
+
+    def failure(self, error: ApiError) -> list[Event]:
+        """One event."""
+        return error_events(error)
 
     def whole(self, end: End) -> dict[str, Any]:
         """The chat completion object."""
@@ -198,8 +164,8 @@ class ChatRenderer:
     def _usage(self, end: End | None) -> dict[str, Any]:
         return usage(
             self._note,
-            output_tokens=sum(choice.output_tokens for choice in self._choices),
-            reasoning_tokens=sum(choice.reasoning_tokens for choice in self._choices),
+            output_tokens=sum(choice.reader.output_tokens for choice in self._choices),
+            reasoning_tokens=sum(choice.reader.reasoning_tokens for choice in self._choices),
             end=end,
         )
 

@@ -6,7 +6,9 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from api.openai.rendering import RenderingNote, TokenBytes, finite, stream_extras, token_text, usage
+from api.errors import ApiError
+from api.openai.rendering import OPENAI_STREAM, error_events, finite, stream_extras, token_text, usage
+from api.rendering import Dialect, Event, RenderingNote, TokenBytes
 from scheduler.frames import Chunk, End, TokenLogprobs
 
 
@@ -70,11 +72,16 @@ class CompletionRenderer:
         """None: this protocol has no tools."""
         return 0
 
-    def opening(self) -> None:
-        """Completions have no opening event."""
-        return
+    @property
+    def dialect(self) -> Dialect:
+        """OpenAI's."""
+        return OPENAI_STREAM
 
-    def step(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    def opening(self) -> list[Event]:
+        """Completions have no opening event."""
+        return []
+
+    def step(self, chunks: Sequence[Chunk]) -> list[Event]:
         """One frame as one chunk."""
         choices = []
         chars = 0
@@ -88,13 +95,17 @@ class CompletionRenderer:
                 {"index": chunk.index, "text": text, "logprobs": logprobs, "finish_reason": chunk.finish_reason}
             )
             chars += len(text)
-        return self._chunk(choices, chars)
+        return [self._chunk(choices, chars)]
 
-    def closing(self, end: End) -> dict[str, Any] | None:
+    def closing(self, end: End) -> list[Event]:
         """The usage chunk, where the caller asked for it."""
         if not self._note.include_usage:
-            return None
-        return {**self._chunk([], chars=0), "usage": self._usage(end)}
+            return []
+        return [{**self._chunk([], chars=0), "usage": self._usage(end)}]
+
+    def failure(self, error: ApiError) -> list[Event]:
+        """One event."""
+        return error_events(error)
 
     def whole(self, end: End) -> dict[str, Any]:
         """The text completion object."""

@@ -18,8 +18,8 @@ from api.openai.parameters import (
     sampling,
     stopping,
 )
-from api.openai.rendering import RenderingNote
 from api.openai.schemas import CompletionRequest
+from api.rendering import RenderingNote
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat

@@ -6,7 +6,7 @@ from typing import Any
 
 from api.errors import InvalidParameter, Unsupported
 from api.openai.schemas import ContentPart, Message, Tool
-from api.openai.tool_calls import arguments_for_template
+from api.tool_calls import arguments_for_template
 from scheduler.models import ModelCard
 
 TEXT_PARTS = ("text", "input_text", "output_text")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.openai.chat_rendering import ChatRenderer
-from api.openai.rendering import RenderingNote
+from api.rendering import RenderingNote
 from scheduler.frames import Chunk, End
 from scheduler.jobs import JobState
 
@@ -46,8 +46,8 @@ def render(parts: list[str], reason: str = "stop") -> tuple[dict[str, Any], list
     deltas = []
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
-        chunk = renderer.step([Chunk(0, (1,), part, None, reason if last else None, None)])
-        deltas += [json.loads(json.dumps(choice["delta"])) for choice in chunk["choices"]]
+        [event] = renderer.step([Chunk(0, (1,), part, None, reason if last else None, None)])
+        deltas += [json.loads(json.dumps(choice["delta"])) for choice in event["choices"]]
     return renderer.whole(End(JobState.FINISHED, {}))["choices"][0], deltas
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.openai.segments import Markers, Piece, SegmentKind, SegmentSplitter
+from api.segments import Markers, Piece, SegmentKind, SegmentSplitter
 
 MARKERS = Markers(think=("<think>", "</think>"), call=("<tool_call>", "</tool_call>"))
 FRAGMENTS = [

@@ -1,4 +1,4 @@
-"""Tool calls as the JSON that models write, `{"name": …, "arguments": {…}}`, and as OpenAI's objects; pure."""
+"""Tool calls as the JSON that models write, `{"name": …, "arguments": {…}}`; pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ class ToolCall:
 
     name: str
     arguments: str
-
-    def as_object(self, call_id: str) -> dict[str, Any]:
-        """OpenAI's `tool_calls` entry."""
-        return {"id": call_id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 def parse_call(inside: str) -> ToolCall | None:

@@ -1,4 +1,4 @@
-"""The kinds of jobs that OpenAI's protocol makes: how a body becomes a draft, and frames an answer."""
+"""The kinds of jobs that the protocols make: how a body becomes a draft, and frames an answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from api.openai.chat import CHAT_KIND, chat_draft
 from api.openai.chat_rendering import ChatRenderer
 from api.openai.completion_rendering import CompletionRenderer
 from api.openai.completions import COMPLETION_KIND, completion_draft
-from api.openai.rendering import Renderer, RenderingNote, TokenBytes
 from api.openai.schemas import ChatRequest, CompletionRequest
+from api.rendering import Renderer, RenderingNote, TokenBytes
 
 
 def _chat(body: Any) -> Draft:

@@ -1,0 +1,96 @@
+"""Putting a job's frames into its caller's protocol: what all protocols share.
+
+A rendering can be rebuilt on any node from the job's own note and its frames from the first on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from api.errors import ApiError
+from scheduler.frames import Chunk, End
+
+TokenBytes = Callable[[int], bytes]
+"""What one token id stands for."""
+
+Event = dict[str, Any]
+"""The data of one server-sent event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderingNote:
+    """What a renderer must know besides the frames; travels in `JobRequest.rendering`.
+
+    `think` and `call` are the markers around reasoning and, where tools were offered, around calls.
+    `bound_calls`: a grammar keeps calls in their format, so that their arguments can be told while they are written.
+    `prompt_tokens` and `choices` are here because a stored result has no prompts any more.
+    """
+
+    created_s: int
+    model: str
+    choices: int
+    prompt_tokens: int
+    service_tier: str
+    include_usage: bool = False
+    continuous_usage: bool = False
+    obfuscation: bool = False
+    logprobs: bool = False
+    think: tuple[str, str] | None = None
+    in_thinking: bool = False
+    call: tuple[str, str] | None = None
+    single_call: bool = False
+    bound_calls: bool = False
+    echo: tuple[str, ...] = ()
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JobRequest.rendering."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @staticmethod
+    def of(rendering: Mapping[str, Any]) -> RenderingNote:
+        """Inverse of `as_dict`; fields of newer writers are ignored."""
+        known = {field.name for field in fields(RenderingNote)}
+        return RenderingNote(**{key: value for key, value in rendering.items() if key in known})
+
+
+class Renderer(Protocol):
+    """One job in one protocol. Feed every frame, in order, once."""
+
+    @property
+    def unparsed_calls(self) -> int:
+        """Tool calls that were shown as text because they could not be read."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How its events look on the wire."""
+
+    def opening(self) -> Sequence[Event]:
+        """The events before the first frame."""
+
+    def step(self, chunks: Sequence[Chunk]) -> Sequence[Event]:
+        """The events of one frame."""
+
+    def closing(self, end: End) -> Sequence[Event]:
+        """The events after the last frame of a finished job."""
+
+    def failure(self, error: ApiError) -> Sequence[Event]:
+        """The events that end a stream otherwise."""
+
+    def whole(self, end: End) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a protocol writes server-sent events. `named`: each has an `event:` line with its data's `type`.
+
+    `done` ends a stream; `keep_alive` breaks a long silence.
+    """
+
+    named: bool
+    done: bytes
+    keep_alive: bytes
