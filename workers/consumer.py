@@ -26,7 +26,7 @@ from scheduler.job_ids import shard_of
 from scheduler.jobs import Lane
 from scheduler.queue import Claimed, Heartbeat, JobQueue
 from scheduler.tokens import Emission, EmitCode, TokenLog
-from workers.engine import Chunk, FinishReason, Grammar, GrammarKind, Prompt, SamplingParams, StopRule
+from workers.engine import Chunk, Fault, FinishReason, Grammar, GrammarKind, Prompt, SamplingParams, StopRule
 from workers.engine_thread import EngineThread
 from workers.held import HeldJob
 from workers.room import claimable_rows
@@ -246,9 +246,9 @@ class Consumer:
             return
         failed = next((chunk for chunk in chunks if chunk.finish_reason is FinishReason.ERROR), None)
         if failed is not None:
-            code = "invalid_request" if failed.refused else "engine_error"
+            code = "invalid_request" if failed.fault is Fault.PROMPT else "engine_error"
             job.error = (code, failed.error or "The engine failed.")
-            await (self._retry(job) if failed.may_pass else self._end(job, EventType.FAILED))
+            await (self._retry(job) if failed.fault is Fault.PASSING else self._end(job, EventType.FAILED))
         elif any(chunk.finish_reason is FinishReason.CANCELLED for chunk in chunks):
             await self._end(job, job.ending or EventType.CANCELLED)
         elif not job.unfinished:

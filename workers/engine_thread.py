@@ -9,10 +9,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import structlog
@@ -20,15 +19,14 @@ import structlog
 from workers.engine import (
     Chunk,
     Engine,
-    EngineBackend,
     EngineFull,
     EngineStats,
+    Fault,
     FinishReason,
     InvalidPrompt,
+    LoadedEngine,
     ModelInfo,
-    PagedOptions,
     Prompt,
-    load_engine,
 )
 
 log = structlog.get_logger()
@@ -51,26 +49,16 @@ class _Cancel:
 
 
 class EngineThread:
-    """Runs one engine. `on_chunks` and `on_failure` are called from the thread."""
+    """Runs the engine that `load` returns. `load`, `on_chunks` and `on_failure` are called from the thread."""
 
     def __init__(
         self,
-        model: str,
+        load: Callable[[], LoadedEngine],
         *,
-        max_sequences: int,
-        backend: EngineBackend,
-        paged: PagedOptions,
-        adapters: Mapping[str, Path],
-        draft_model: str | None,
         on_chunks: Callable[[list[Chunk]], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        self._model = model
-        self._max_sequences = max_sequences
-        self._backend = backend
-        self._paged = paged
-        self._adapters = adapters
-        self._draft_model = draft_model
+        self._load = load
         self._on_chunks = on_chunks
         self._on_failure = on_failure
         self._commands: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()
@@ -125,14 +113,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             _step_back()
-            loaded = load_engine(
-                self._model,
-                max_sequences=self._max_sequences,
-                backend=self._backend,
-                paged=self._paged,
-                adapters=self._adapters,
-                draft_model=self._draft_model,
-            )
+            loaded = self._load()
             self._info = loaded.info
             self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens
             self.obeys_grammars = loaded.engine.obeys_grammars
@@ -215,7 +196,7 @@ def _submit(engine: Engine, prompt: Prompt) -> Sequence[Chunk]:
     try:
         engine.submit(prompt)
     except InvalidPrompt as error:
-        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error), refused=True)]
+        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error), fault=Fault.PROMPT)]
     except EngineFull as error:
-        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error), may_pass=True)]
+        return [Chunk(prompt.id, (), "", finish_reason=FinishReason.ERROR, error=str(error), fault=Fault.PASSING)]
     return []

@@ -34,10 +34,12 @@ from workers.engine import (
     AdapterRefused,
     Chunk,
     EngineBackend,
+    LoadedEngine,
     ModelError,
     ModelInfo,
     PagedOptions,
     StoreOptions,
+    load_engine,
 )
 from workers.engine_thread import EngineThread
 from workers.lease import Lease
@@ -62,16 +64,7 @@ class ModelProcess:
         self._queue = JobQueue(self._redis, shards=settings.shards, policy=settings.queue_policy)
         self._loop = asyncio.get_running_loop()
         self._failed = asyncio.Event()
-        self._engine = EngineThread(
-            str(DEMO_FOLDER) if settings.model == "demo" else settings.model,
-            max_sequences=settings.max_sequences,
-            backend=EngineBackend(settings.engine),
-            paged=paged_options(settings),
-            adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},
-            draft_model=settings.draft_model or None,
-            on_chunks=self._on_chunks,
-            on_failure=self._on_failure,
-        )
+        self._engine = EngineThread(self._load, on_chunks=self._on_chunks, on_failure=self._on_failure)
         self._consumer = Consumer(self._queue, self._engine, self._name, rows=settings.max_sequences)
         self._lease = Lease(
             settings,
@@ -129,6 +122,18 @@ class ModelProcess:
             log.error("model process failed", error=repr(error))
         await self._leave()
         return 0 if healthy and not errors else 1
+
+    def _load(self) -> LoadedEngine:
+        """Load the model; called from the thread that will run it."""
+        settings = self._settings
+        return load_engine(
+            str(DEMO_FOLDER) if settings.model == "demo" else settings.model,
+            max_sequences=settings.max_sequences,
+            backend=EngineBackend(settings.engine),
+            paged=paged_options(settings),
+            adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},
+            draft_model=settings.draft_model or None,
+        )
 
     async def _leave(self) -> None:
         self._pulse.stop()

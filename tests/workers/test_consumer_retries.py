@@ -17,7 +17,7 @@ from scheduler.scripts import QueuePolicy
 from tests.api.scripted_farm import until
 from tests.scheduler.builders import POOL, Farm, make_request
 from workers.consumer import Consumer
-from workers.engine import Chunk, EngineBackend, PagedOptions
+from workers.engine import Chunk, EngineBackend, load_engine
 from workers.engine_thread import EngineThread
 
 DEMO = Path(workers.demo.__file__).parent
@@ -47,12 +47,7 @@ async def running(redis: Redis, sick_model: Path) -> AsyncIterator[tuple[Farm, C
         loop.call_soon_threadsafe(consumer.arrived, chunks)
 
     engine = EngineThread(
-        str(sick_model),
-        max_sequences=2,
-        backend=EngineBackend.BATCH,
-        paged=PagedOptions(),
-        adapters={},
-        draft_model=None,
+        lambda: load_engine(str(sick_model), max_sequences=2, backend=EngineBackend.BATCH),
         on_chunks=arrived,
         on_failure=lambda error: None,
     )

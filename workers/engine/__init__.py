@@ -26,6 +26,7 @@ from workers.engine.guided import Grammar, GrammarKind
 from workers.engine.loading import LoadedModel, ModelInfo, load_model
 from workers.engine.sequence import (
     Chunk,
+    Fault,
     FinishReason,
     Prompt,
     SamplingParams,
@@ -47,6 +48,7 @@ __all__ = [
     "EngineError",
     "EngineFull",
     "EngineStats",
+    "Fault",
     "FinishReason",
     "Grammar",
     "GrammarKind",

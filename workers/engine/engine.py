@@ -14,7 +14,7 @@ from workers.engine.errors import EngineClosed, EngineFull, InvalidPrompt
 from workers.engine.guided import Guide, GuideCompiler, GuideFailed, InvalidGrammar
 from workers.engine.loading import LoadedModel
 from workers.engine.runner import NOT_FINITE, RowToken, Runner, RunnerStats
-from workers.engine.sequence import Chunk, FinishReason, Limits, Prompt, Sequence, check_prompt
+from workers.engine.sequence import Chunk, Fault, FinishReason, Limits, Prompt, Sequence, check_prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,8 +232,8 @@ class SequenceEngine:
 
     def _advance(self, sequence: Sequence, row: RowToken) -> Chunk:
         if row.error is not None:
-            may_pass = row.error == NOT_FINITE
-            return _last_chunk(sequence, sequence.abandon(FinishReason.ERROR), error=row.error, may_pass=may_pass)
+            fault = Fault.PASSING if row.error == NOT_FINITE else Fault.ENGINE
+            return _last_chunk(sequence, sequence.abandon(FinishReason.ERROR), row.error, fault)
         before = sequence.output_tokens
         text = sequence.advance(row.token)
         counted = sequence.output_tokens > before
@@ -261,7 +261,7 @@ class SequenceEngine:
             self._sequences.pop(prompt_id, None)
 
 
-def _last_chunk(sequence: Sequence, text: str, *, error: str | None = None, may_pass: bool = False) -> Chunk:
+def _last_chunk(sequence: Sequence, text: str, error: str | None = None, fault: Fault = Fault.ENGINE) -> Chunk:
     return Chunk(
         sequence.prompt.id,
         (),
@@ -270,5 +270,5 @@ def _last_chunk(sequence: Sequence, text: str, *, error: str | None = None, may_
         finish_reason=sequence.finish_reason,
         stop_string=sequence.stop_string,
         error=error,
-        may_pass=may_pass,
+        fault=fault,
     )

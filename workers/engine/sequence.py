@@ -88,6 +88,14 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class Fault(StrEnum):
+    """Whose an error is, and so what to do: give it back to who asked, give up, or try again later or elsewhere."""
+
+    PROMPT = "prompt"
+    ENGINE = "engine"
+    PASSING = "passing"
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """News of one sequence from one step.
@@ -95,8 +103,8 @@ class Chunk:
     `token_ids` are the generated tokens that count as output: all but the end-of-sequence or stop token that ended
     the sequence, so that a resumed sequence never continues behind its own end. Tokens of a stop string are counted
     although their text is not emitted. `text` may be empty (a character or a possible stop string is incomplete), and
-    the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last. An error
-    that was `refused` is the prompt's own fault; one that `may_pass` may not come again later, or elsewhere.
+    the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last; `fault`
+    says whose an `error` is.
     """
 
     prompt_id: str
@@ -106,8 +114,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
     error: str | None = None
-    refused: bool = False
-    may_pass: bool = False
+    fault: Fault = Fault.ENGINE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from workers.engine import (
     Engine,
     EngineClosed,
     EngineFull,
+    Fault,
     FinishReason,
     InvalidPrompt,
     LoadedModel,
@@ -284,7 +285,7 @@ def test_a_row_whose_logits_are_not_numbers_fails_alone(
     failed = {id for id, output in outputs.items() if output.finish_reason is FinishReason.ERROR}
     assert failed == {"bad", "worse"}
     assert "not finite" in outputs["bad"].last.error
-    assert outputs["bad"].last.may_pass
+    assert outputs["bad"].last.fault is Fault.PASSING
     assert outputs["bad"].token_ids == []
     for p in healthy:
         assert outputs[p.id].token_ids == greedy_alone(loaded, p)
