@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from api import audit, dead_letters, health, jobs
 from api.admin import models as admin_models
+from api.admin import tenants as admin_tenants
 from api.bodies import invalid_body
 from api.door import Door
 from api.drain import Drain
@@ -47,7 +48,7 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
-    for module in (health, models, routes, dead_letters, jobs, audit, admin_models):
+    for module in (health, models, routes, dead_letters, jobs, audit, admin_models, admin_tenants):
         app.include_router(module.router)
     return app
 

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from bench.valkey_server import valkey_server
@@ -28,9 +29,9 @@ POLICY = QueuePolicy(lease_ms=3_600_000, max_waiting_jobs=10**6, max_tenant_jobs
 class Arrivals:
     """A Poisson stream of jobs of one tenant in one lane."""
 
-    def __init__(self, dice: random.Random, per_s: float, tenant: str, lane: Lane, weight: float = 1.0) -> None:
+    def __init__(self, dice: random.Random, per_s: float, tenant: str, lane: Lane) -> None:
         self._dice, self._per_s = dice, per_s
-        self._tenant, self._lane, self._weight = tenant, lane, weight
+        self._tenant, self._lane = tenant, lane
         self._next_s = dice.expovariate(per_s)
 
     async def until(self, farm: VirtualFarm, now_s: float) -> None:
@@ -38,7 +39,7 @@ class Arrivals:
         while self._next_s <= now_s:
             self._next_s += self._dice.expovariate(self._per_s)
             prompt, answer = self._dice.randint(20, 200), self._dice.randint(20, 100)
-            await farm.submit(self._tenant, self._lane, prompt=prompt, answer=answer, weight=self._weight)
+            await farm.submit(self._tenant, self._lane, prompt=prompt, answer=answer)
 
 
 async def run(farm: VirtualFarm, arrivals: list[Arrivals], seconds: int) -> None:
@@ -53,12 +54,13 @@ async def tenants(url: str, weights: tuple[float, float], seconds: int) -> list[
     """Tokens of the busy and of the modest tenant, second by second, behind the warm-up."""
     redis = command_client(url)
     await redis.flushall()
-    farm = VirtualFarm(VirtualQueue(redis, POLICY), ROWS, 1000 // TICKS_PER_S)
+    policy = replace(POLICY, tenant_weights=tuple(zip(NAMES, weights, strict=True)))
+    farm = VirtualFarm(VirtualQueue(redis, policy), ROWS, 1000 // TICKS_PER_S)
     dice, begin_s = random.Random(1), farm.now_ms // 1000
     modest_per_s = 5.0
     arrivals = [
-        Arrivals(dice, 50 * modest_per_s, "busy", Lane.NORMAL, weights[0]),
-        Arrivals(dice, modest_per_s, "modest", Lane.NORMAL, weights[1]),
+        Arrivals(dice, 50 * modest_per_s, "busy", Lane.NORMAL),
+        Arrivals(dice, modest_per_s, "modest", Lane.NORMAL),
     ]
     await run(farm, arrivals, seconds)
     waiting = {name: sum(job.claimed_ms is None for job in farm.jobs.values() if job.tenant == name) for name in NAMES}

@@ -63,7 +63,7 @@ class VirtualFarm:
     _running: list[Running] = field(default_factory=list)
     _nonces: itertools.count[int] = field(default_factory=itertools.count)
 
-    async def submit(self, tenant: str, lane: Lane, *, prompt: int, answer: int, weight: float = 1.0) -> str:
+    async def submit(self, tenant: str, lane: Lane, *, prompt: int, answer: int) -> str:
         """A job arrives now."""
         await self._set_clock()
         request = JobRequest(
@@ -79,7 +79,6 @@ class VirtualFarm:
             rule_version=0,
             model_asked=POOL,
             request_id="",
-            weight=weight,
         )
         self.jobs[job.id] = Service(tenant, lane, self.now_ms)
         return await self.queue.submit(job)

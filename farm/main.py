@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from farm import audit, batch, chat, jobs, listings, roles
+from farm import audit, batch, chat, jobs, listings, roles, tenants
 from farm.errors import CommandError
 from farm.output import complain
 
@@ -33,7 +33,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for command in COMMANDS:
     app.command()(command)
-for group in (jobs.app, batch.app, audit.app, audit.database, settings):
+for group in (jobs.app, batch.app, audit.app, audit.database, tenants.app, settings):
     app.add_typer(group)
 
 

@@ -46,7 +46,6 @@ class NewJob:
     model_asked: str
     request_id: str
     durable: bool = False
-    weight: float = 1.0
     delay_ms: int = 0
     deadline_ms: int = 0
     node: str = ""
@@ -148,7 +147,6 @@ class JobQueue:
             job.tenant,
             job.lane.value,
             job.cost,
-            job.weight,
             job.request.choices,
             job.deadline_ms,
             job.node,

@@ -21,6 +21,10 @@ from pydantic_settings import (
 from scheduler.backpressure import Limits
 from scheduler.scripts import QueuePolicy
 
+LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
+Weight = Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
+"""A tenant's part of a lane, in relation to the others'."""
+
 
 class FarmSettings(BaseSettings):
     """Where the farm's data, queue and record are. Unset URLs mean the embedded defaults under `home`."""
@@ -48,6 +52,9 @@ class FarmSettings(BaseSettings):
     aged_share: float = Field(
         0.125, gt=0, le=0.5, description="Part of the tokens that an overdue lane has a right to."
     )
+    tenant_weights: Annotated[dict[str, Weight], NoDecode] = Field(
+        {}, description="Parts of a lane that tenants get, NAME=WEIGHT,…; whoever is not named has weight 1."
+    )
     log_ttl_s: float = Field(3600.0, gt=0, description="How long a token log outlives its job.")
     max_crashes: int = Field(3, ge=2, description="Worker deaths that make a job dead.")
     max_retries: int = Field(3, ge=0, description="Retries of a job whose failure may pass; then it is dead.")
@@ -66,6 +73,11 @@ class FarmSettings(BaseSettings):
         """Explicit arguments, then the environment, then the two TOML files."""
         toml = TomlConfigSettingsSource(settings_cls, toml_file=config_files())
         return init_settings, env_settings, toml
+
+    @field_validator("tenant_weights", mode="before")
+    @classmethod
+    def _named_weights(cls, given: Any) -> Any:
+        return _by_name(given, "tenants", "WEIGHT")
 
     @property
     def home_path(self) -> Path:
@@ -97,6 +109,7 @@ class FarmSettings(BaseSettings):
             disowned_grace_ms=round(self.lease_s * 500),
             age_ms=round(self.age_s * 1000),
             aged_share=self.aged_share,
+            tenant_weights=tuple(sorted(self.tenant_weights.items())),
             log_ttl_ms=round(self.log_ttl_s * 1000),
             max_retries=self.max_retries,
             retry_base_ms=round(self.retry_base_s * 1000),
@@ -161,18 +174,7 @@ class WorkerSettings(FarmSettings):
     @field_validator("adapters", mode="before")
     @classmethod
     def _named_folders(cls, given: Any) -> Any:
-        """From the words of a variable or a flag; a TOML file has a table."""
-        if not isinstance(given, str):
-            return given
-        folders: dict[str, str] = {}
-        for item in filter(None, given.split(",")):
-            name, equals, folder = item.partition("=")
-            if not (name and equals and folder):
-                raise ValueError(f"{item!r} is not NAME=FOLDER")
-            if name in folders:
-                raise ValueError(f"two adapters are named {name!r}")
-            folders[name] = folder
-        return folders
+        return _by_name(given, "adapters", "FOLDER")
 
 
 class SchedulerSettings(FarmSettings):
@@ -182,6 +184,21 @@ class SchedulerSettings(FarmSettings):
     event_retention_s: float = Field(90 * 86400.0, gt=0, description="How long job_events rows are kept.")
     result_ttl_s: float = Field(7 * 86400.0, gt=0, description="How long results of async jobs are kept.")
     trim_margin_s: float = Field(600.0, ge=0, description="Projected events stay this long in Redis.")
+
+
+def _by_name(given: Any, things: str, value: str) -> Any:
+    """`NAME=VALUE,…` of a variable or a flag as a mapping; a TOML file has a table."""
+    if not isinstance(given, str):
+        return given
+    found: dict[str, str] = {}
+    for item in filter(None, given.split(",")):
+        name, equals, text = item.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"{item!r} is not NAME={value}")
+        if name in found:
+            raise ValueError(f"two {things} are named {name!r}")
+        found[name] = text
+    return found
 
 
 def config_files() -> list[Path]:

@@ -235,15 +235,18 @@ def decode_frames(job_id: str, data: bytes) -> tuple[Frame, ...]:
     return tuple(Frame(job_id, FrameId(gen, seq), decode_body(body)) for gen, seq, body in entries)
 
 
+_SUBMITTED = tuple(field.name for field in fields(NewJob) if field.name != "request")
+
+
 def _submission(job: NewJob) -> dict[str, Any]:
     """Everything of a NewJob but its body, as JSON; `_new_job` puts them together again."""
-    names = [field.name for field in fields(NewJob) if field.name != "request"]
-    return {name: getattr(job, name) for name in names} | {"lane": job.lane.value, "node": ""}
+    return {name: getattr(job, name) for name in _SUBMITTED} | {"lane": job.lane.value, "node": ""}
 
 
 def _new_job(submission: Mapping[str, Any], body: bytes, waited_ms: int) -> NewJob:
     """The job as it is to be submitted now: its times began when it was accepted."""
-    job = NewJob(**{**submission, "lane": Lane(submission["lane"])}, request=JobRequest.decode(body))
+    known = {name: value for name, value in submission.items() if name in _SUBMITTED}  # not those of an older release
+    job = NewJob(**{**known, "lane": Lane(submission["lane"])}, request=JobRequest.decode(body))
     waited_ms = max(0, waited_ms)
     deadline_ms = max(1, job.deadline_ms - waited_ms) if job.deadline_ms else 0
     return replace(job, delay_ms=max(0, job.delay_ms - waited_ms), deadline_ms=deadline_ms)

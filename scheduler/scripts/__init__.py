@@ -44,6 +44,7 @@ class QueuePolicy:
     disowned_grace_ms: int = 5_000
     age_ms: int = 30_000
     aged_share: float = 0.125
+    tenant_weights: tuple[tuple[str, float], ...] = ()
     log_ttl_ms: int = 3_600_000
     job_ttl_ms: int = 86_400_000
     idempotency_ttl_ms: int = 86_400_000
@@ -51,7 +52,7 @@ class QueuePolicy:
 
 def script_texts(policy: QueuePolicy, shards: int) -> Mapping[str, str]:
     """Return every script's full text by name, ready for SCRIPT LOAD. Each shard gets its part of the bounds."""
-    head = _constants(policy) + _bounds(policy, shards) + _legal_table() + _text("prelude")
+    head = _constants(policy) + _weights(policy) + _bounds(policy, shards) + _legal_table() + _text("prelude")
     return {name: head + _text(name) for name in NAMES}
 
 
@@ -68,6 +69,13 @@ def _constants(policy: QueuePolicy) -> str:
     retries = ("max_retries", "retry_base_ms", "retry_longest_ms")
     names = ("age_ms", "aged_share", "drain_ms", "log_ttl_ms", "job_ttl_ms", "idempotency_ttl_ms", *retries)
     return "".join(f"local {name.upper()}={getattr(policy, name)}\n" for name in names)
+
+
+def _weights(policy: QueuePolicy) -> str:
+    """`WEIGHTS['tenant'] = '2.5'`; a name's bytes are escaped, whatever they are."""
+    escaped = {tenant: "".join(f"\\{byte:03d}" for byte in tenant.encode()) for tenant, _ in policy.tenant_weights}
+    rows = (f"['{escaped[tenant]}']='{weight!r}'" for tenant, weight in policy.tenant_weights)
+    return f"local WEIGHTS={{{','.join(rows)}}}\n"
 
 
 def _bounds(policy: QueuePolicy, shards: int) -> str:

@@ -52,7 +52,7 @@ local function take(lane, tenant)
   local eid, f = r[1][2][1][1], r[1][2][1][2]
   local id = f and f[2]
   local j = S .. 'j:' .. (id or '')
-  local h = id and redis.call('HMGET', j, 'state', 'eid', 'cost', 'weight', 'rows', 'prompt') or {}
+  local h = id and redis.call('HMGET', j, 'state', 'eid', 'cost', 'rows', 'prompt', 'tenant') or {}
   if not legal('claimed', h[1]) or h[2] ~= eid then
     drop(q, eid)
     return false
@@ -71,8 +71,8 @@ local function take(lane, tenant)
   redis.call('SADD', S .. 'wj:' .. wid, id)
   log('claimed', id, t, cjson.encode({worker = wid, fence = fence, attempt = attempt, generation = gen}))
   answer(id, lane == 'solo' and 1 or 0)
-  rows = rows - tonumber(h[5])
-  return tonumber(h[3]), attempt == 1 and tonumber(h[6]) / tonumber(h[4]) or 0
+  rows = rows - tonumber(h[4])
+  return tonumber(h[3]), attempt == 1 and tonumber(h[5]) / weight(h[6]) or 0
 end
 
 local function depth(lane) return redis.call('ZCARD', S .. 'wait:' .. pool .. ':' .. lane) end

@@ -3,7 +3,7 @@
 --
 -- {farm.<k>}: is the prefix S of shard k; the braces put all its keys into one hash slot.
 --   ev                         STREAM  event log, one entry per transition: t type, j job, at ms, d JSON
---   j:<id>                     HASH    state pool tenant lane cost weight rows enq ddl tok fence wid claimed attempt crashes
+--   j:<id>                     HASH    state pool tenant lane cost rows enq ddl tok fence wid claimed attempt crashes
 --                                      gen out cancel rt q eid durable fin prompt budget retries left
 --   b:<id>                     STRING  body (msgpack of JobRequest)
 --   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d; a generation is the ms of
@@ -13,6 +13,7 @@
 --   act:<pool>:<lane>          ZSET    tenant -> tokens of service by weight (virtual token counter)
 --   vt                         HASH    V:<pool>:<lane> lane clock, F:<pool>:<lane>:<tenant> where an idle tenant stopped,
 --                                      O:<pool>:<lane> tokens until an overdue lane has its next turn by right
+--   weights                    HASH    tenant -> weight that was set while the farm runs; goes before the settings' WEIGHTS
 --   wl, wj:<wid>               ZSET, SET  worker -> lease end ms, jobs a worker holds
 --   cl:<wid>                   STRING  nonce and ids of the last claim, so that a repeated claim gets the same answer
 --   due, ddl, dlq              ZSET    delayed jobs by due ms, deadlines by ms, dead letters by ms
@@ -87,10 +88,15 @@ local function enqueue(id, j, pool, lane, tenant, t)
   end
 end
 
+-- A tenant's part of a lane, in relation to the others'.
+local function weight(tenant)
+  return tonumber(redis.call('HGET', S .. 'weights', tenant) or WEIGHTS[tenant] or '1')
+end
+
 -- Add tokens of service to a job's tenant, in the lane that the job asked for.
 local function charge(j, tokens)
-  local r = redis.call('HMGET', j, 'pool', 'lane', 'tenant', 'weight')
-  local key, owed = r[1] .. ':' .. r[2], tokens / tonumber(r[4])
+  local r = redis.call('HMGET', j, 'pool', 'lane', 'tenant')
+  local key, owed = r[1] .. ':' .. r[2], tokens / weight(r[3])
   if redis.call('ZADD', S .. 'act:' .. key, 'XX', 'INCR', owed, r[3]) then return end
   local idle = 'F:' .. key .. ':' .. r[3]
   redis.call('HSETNX', S .. 'vt', idle, redis.call('HGET', S .. 'vt', 'V:' .. key) or '0')

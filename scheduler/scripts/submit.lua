@@ -1,9 +1,9 @@
 -- Accept a job whole or refuse it whole. Idempotent by job id and by idempotency key.
--- ARGV: id pool tenant lane cost weight rows deadline_in_ms node idem_key body_hash body durable
+-- ARGV: id pool tenant lane cost rows deadline_in_ms node idem_key body_hash body durable
 --       prompt_tokens budget delay_ms(0: at once) event_json
 -- Returns {'ok'|'dup'|'conflict', id} or {'full', name of the bound, what is there of it, drained per second}
-local id, pool, tenant, lane, cost, weight, rows, ddl, node, idem, hash, body, durable = unpack(ARGV, 1, 13)
-local prompt, budget, wait, data = ARGV[14], ARGV[15], tonumber(ARGV[16]), ARGV[17]
+local id, pool, tenant, lane, cost, rows, ddl, node, idem, hash, body, durable = unpack(ARGV, 1, 12)
+local prompt, budget, wait, data = ARGV[13], ARGV[14], tonumber(ARGV[15]), ARGV[16]
 local event = wait > 0 and 'scheduled' or 'submitted'
 local j = S .. 'j:' .. id
 local known = redis.call('HGET', j, 'state')
@@ -22,7 +22,7 @@ local bound, used, per_s = bound_reached(pool, tenant, tonumber(cost), t)
 if bound then return {'full', bound, int(used), tostring(per_s)} end
 if not legal(event, known) then return {'illegal', id} end
 log(event, id, t, data)
-redis.call('HSET', j, 'pool', pool, 'tenant', tenant, 'lane', lane, 'cost', cost, 'weight', weight, 'rows', rows,
+redis.call('HSET', j, 'pool', pool, 'tenant', tenant, 'lane', lane, 'cost', cost, 'rows', rows,
   'enq', int(t), 'attempt', 0, 'crashes', 0, 'gen', 1, 'out', 0, 'rt', node, 'cancel', '', 'fence', 0, 'durable', durable,
   'prompt', prompt, 'budget', budget)
 redis.call('SET', S .. 'b:' .. id, body)

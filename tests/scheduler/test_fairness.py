@@ -22,8 +22,8 @@ LANES = list(Lane)
 MOST_TOKENS = 40
 
 
-def make_farm(redis: Redis, rows: int = 1) -> VirtualFarm:
-    policy = QueuePolicy(age_ms=AGE_MS, aged_share=SHARE, lease_ms=10**9)
+def make_farm(redis: Redis, rows: int = 1, **weights: float) -> VirtualFarm:
+    policy = QueuePolicy(age_ms=AGE_MS, aged_share=SHARE, lease_ms=10**9, tenant_weights=tuple(weights.items()))
     return VirtualFarm(VirtualQueue(redis, policy), rows, tick_ms=100)
 
 
@@ -95,11 +95,11 @@ async def test_a_waiting_batch_takes_no_more_than_its_share_from_the_people_at_w
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 async def test_shares_follow_the_weights_within_five_percent(redis: Redis, weight: float) -> None:
-    farm = make_farm(redis, rows=4)
+    farm = make_farm(redis, rows=4, modest=weight)
     for i in range(600):
         await farm.submit("busy", Lane.NORMAL, prompt=20, answer=10)
         if i % 5 == 0:
-            await farm.submit("modest", Lane.NORMAL, prompt=5, answer=30, weight=weight)
+            await farm.submit("modest", Lane.NORMAL, prompt=5, answer=30)
     for _ in range(400):
         await farm.tick()
     totals = {tenant: sum(n for (name, _), n in farm.tokens.items() if name == tenant) for tenant in ("busy", "modest")}
@@ -114,9 +114,9 @@ async def counters(redis: Redis) -> dict[str, float]:
 
 
 async def test_output_is_charged_while_it_is_produced(redis: Redis) -> None:
-    farm = make_farm(redis)
+    farm = make_farm(redis, t=2.0)
     for _ in range(2):
-        await farm.submit("t", Lane.NORMAL, prompt=5, answer=100, weight=2.0)
+        await farm.submit("t", Lane.NORMAL, prompt=5, answer=100)
     await farm.tick()
     assert await counters(redis) == {"t": 2.5}
     for _ in range(40):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from redis.asyncio import Redis
 
@@ -61,9 +63,15 @@ async def test_exactly_the_bound_is_accepted(redis: Redis) -> None:
     await farm.submit()
 
 
+def bounded(whose: str, unit: str) -> QueuePolicy:
+    """Room for one job of COST tokens."""
+    changes: dict[str, Any] = {f"max_{whose}_{unit}": 1 if unit == "jobs" else COST}
+    return QueuePolicy(**changes)
+
+
 @pytest.mark.parametrize("bound", ["jobs", "tokens"])
 async def test_the_bound_of_a_tenant_counts_running_jobs_and_no_others_tenants(redis: Redis, bound: str) -> None:
-    farm = Farm(redis, QueuePolicy(**{f"max_tenant_{bound}": 1 if bound == "jobs" else COST}))
+    farm = Farm(redis, bounded("tenant", bound))
     held = await farm.start(tenant="a")
     with pytest.raises(QueueFull):
         await farm.submit(tenant="a")
@@ -74,7 +82,7 @@ async def test_the_bound_of_a_tenant_counts_running_jobs_and_no_others_tenants(r
 
 @pytest.mark.parametrize("bound", ["jobs", "tokens"])
 async def test_the_bound_of_a_model_counts_waiting_jobs_and_no_other_models(redis: Redis, bound: str) -> None:
-    farm = Farm(redis, QueuePolicy(**{f"max_model_{bound}": 1 if bound == "jobs" else COST}))
+    farm = Farm(redis, bounded("model", bound))
     await farm.submit()
     with pytest.raises(QueueFull):
         await farm.submit()

@@ -131,10 +131,11 @@ async def test_tenants_share_by_tokens_not_by_jobs(farm: Farm) -> None:
     assert totals["large"] == 4000
 
 
-async def test_a_tenant_of_twice_the_weight_gets_twice_the_tokens(farm: Farm) -> None:
+async def test_a_tenant_of_twice_the_weight_gets_twice_the_tokens(redis: Redis) -> None:
+    farm = Farm(redis, QueuePolicy(tenant_weights=(("heavy", 2.0),)))
     for _ in range(60):
-        await farm.submit(tenant="heavy", prompt_tokens=100, weight=2.0)
-        await farm.submit(tenant="light", prompt_tokens=100, weight=1.0)
+        await farm.submit(tenant="heavy", prompt_tokens=100)
+        await farm.submit(tenant="light", prompt_tokens=100)
     totals = await served(farm, 60)
     assert totals["heavy"] == 4000
 

@@ -103,3 +103,14 @@ def test_other_words_for_adapters_are_refused(given: str, said: str, monkeypatch
     monkeypatch.setenv("FARM_ADAPTERS", given)
     with pytest.raises(ValidationError, match=said):
         WorkerSettings()
+
+
+def test_tenants_have_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "farm.toml").write_text('[tenant_weights]\n"a b" = 3\n')
+    assert ApiSettings().queue_policy.tenant_weights == (("a b", 3.0),)
+    monkeypatch.setenv("FARM_TENANT_WEIGHTS", "acme=2.5,default=0.5")
+    assert SchedulerSettings().queue_policy.tenant_weights == (("acme", 2.5), ("default", 0.5))
+    for wrong in ("acme", "acme=0", "acme=nan", "acme=much", "acme=1,acme=2"):
+        monkeypatch.setenv("FARM_TENANT_WEIGHTS", wrong)
+        with pytest.raises(ValidationError, match="tenant_weights"):
+            WorkerSettings()

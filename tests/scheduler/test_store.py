@@ -47,7 +47,7 @@ def store(engine: AsyncEngine) -> Store:
 
 
 async def test_an_accepted_job_waits_for_its_relay(store: Store) -> None:
-    job = make_job(durable=True, weight=2.0, tenant="é", node="n1", prompts=((1, 2),))
+    job = make_job(durable=True, tenant="é", node="n1", prompts=((1, 2),))
     assert await store.accept(job) == job.id
     assert await store.unrelayed(0) == [replace(job, node="")]
     assert await store.unrelayed(60_000) == []

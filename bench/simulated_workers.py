@@ -1,0 +1,47 @@
+"""Many real workers in one process, each over a simulated engine: `python -m bench.simulated_workers COUNT STEP_MS`.
+
+Everything but the engine is the real thing: claims, leases, token logs, figures. Settings come from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+
+from bench.simulated_engine import simulated_model
+from scheduler.process import configure_logs, stop_event
+from scheduler.settings import WorkerSettings
+from workers.engine import LoadedEngine
+from workers.model_process import ModelProcess
+
+
+class SimulatedProcess(ModelProcess):
+    """A model process without a model."""
+
+    def __init__(self, settings: WorkerSettings, step_s: float) -> None:
+        self._step_s = step_s
+        super().__init__(settings)
+
+    def _load(self) -> LoadedEngine:
+        return simulated_model(max_sequences=self._settings.max_sequences, step_s=self._step_s)
+
+
+async def serve(count: int, step_s: float) -> int:
+    """Run all workers until a stop signal."""
+    settings, stop = WorkerSettings(), stop_event()
+    codes = await asyncio.gather(*(SimulatedProcess(settings, step_s).run(stop) for _ in range(count)))
+    return max(codes)
+
+
+def main() -> int:
+    """Arguments, logs, run."""
+    settings = WorkerSettings()
+    configure_logs(settings.log_level, settings.log_format)
+    sys.setswitchinterval(0.0005)
+    return uvloop.run(serve(int(sys.argv[1]), float(sys.argv[2]) / 1000))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
