@@ -9,9 +9,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from api import audit, dead_letters, health, jobs
+from api import audit, dead_letters, health, jobs, models
 from api.admin import models as admin_models
 from api.admin import tenants as admin_tenants
+from api.anthropic import routes as anthropic_routes
+from api.anthropic.errors import refusal
 from api.bodies import invalid_body
 from api.door import Door
 from api.drain import Drain
@@ -19,7 +21,7 @@ from api.errors import SERVER_ERROR, ApiError, api_error
 from api.metrics import Metrics
 from api.middleware import Gate, RequestFrame
 from api.node import admission_of, open_node
-from api.openai import models, routes
+from api.openai import routes
 from scheduler.errors import FarmError
 from scheduler.settings import ApiSettings
 
@@ -48,36 +50,37 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
-    for module in (health, models, routes, dead_letters, jobs, audit, admin_models, admin_tenants):
+    inference = (models, routes, anthropic_routes)
+    for module in (health, *inference, dead_letters, jobs, audit, admin_models, admin_tenants):
         app.include_router(module.router)
     return app
 
 
-async def _farm_error(_request: Request, error: Exception) -> Response:
+async def _farm_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FarmError)
-    return api_error(error).response()
+    return refusal(api_error(error), request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """Our own refusals, and those of the framework (404, 405, 400 …) in the same shape."""
     assert isinstance(error, HTTPException)
     if isinstance(error, ApiError):
-        return error.response()
+        return refusal(error, request.scope)
     message = str(error.detail)
     if error.status_code == 404:
         message = f"Nothing is at {request.method} {request.url.path}; see /docs."
     if error.status_code == 405:
         message = f"{request.method} is not allowed at {request.url.path}."
-    return ApiError(error.status_code, message, headers=error.headers).response()
+    return refusal(ApiError(error.status_code, message, headers=error.headers), request.scope)
 
 
-async def _validation_error(_request: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return invalid_body(error.errors()).response()
+    return refusal(invalid_body(error.errors()), request.scope)
 
 
 async def _bug(request: Request, _error: Exception) -> Response:
     """A defect of ours; the server's log gets the traceback."""
     message = "The server made a mistake; its log has the details."
     headers = {"x-request-id": str(getattr(request.state, "request_id", ""))}
-    return ApiError(500, message, kind=SERVER_ERROR, code="internal_error", headers=headers).response()
+    return refusal(ApiError(500, message, kind=SERVER_ERROR, code="internal_error", headers=headers), request.scope)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from api.anthropic.draft import messages_draft
+from api.anthropic.note import MESSAGES_KIND
+from api.anthropic.rendering import MessagesRenderer
+from api.anthropic.schemas import MessagesRequest
 from api.bodies import validated
 from api.draft import Draft
 from api.errors import InvalidParameter
@@ -24,10 +28,19 @@ def _completion(body: Any) -> Draft:
     return completion_draft(validated(CompletionRequest, body, "body"))
 
 
-_DRAFTS: Mapping[str, Callable[[Any], Draft]] = {CHAT_KIND: _chat, COMPLETION_KIND: _completion}
+def _messages(body: Any) -> Draft:
+    return messages_draft(validated(MessagesRequest, body, "body"))
+
+
+_DRAFTS: Mapping[str, Callable[[Any], Draft]] = {
+    CHAT_KIND: _chat,
+    COMPLETION_KIND: _completion,
+    MESSAGES_KIND: _messages,
+}
 _RENDERERS: Mapping[str, Callable[[str, RenderingNote, TokenBytes], Renderer]] = {
     CHAT_KIND: ChatRenderer,
     COMPLETION_KIND: CompletionRenderer,
+    MESSAGES_KIND: MessagesRenderer,
 }
 
 

@@ -11,6 +11,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.anthropic.errors import refusal, speaks_anthropic
 from api.door import Door
 from api.drain import Drain
 from api.errors import ApiError, Draining, api_error
@@ -50,6 +51,8 @@ class RequestFrame:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if speaks_anthropic(scope):
+                    headers["request-id"] = request_id
                 if headers.get("content-type", "").startswith("application/json"):
                     headers["openai-processing-ms"] = str(round((time.monotonic() - began_s) * 1000))
             await send(message)
@@ -93,7 +96,7 @@ class Gate:
         headers = Headers(scope=scope)
         error = self._refusal(scope, headers)
         if error is not None:
-            await error.response()(scope, receive, send)
+            await refusal(error, scope)(scope, receive, send)
             return
         receive = self._limited(receive)
         with self._door.turn() as turn:
@@ -102,7 +105,7 @@ class Gate:
                 try:
                     receive = await _received(receive)
                 except ApiError as too_long:
-                    await too_long.response()(scope, receive, send)
+                    await refusal(too_long, scope)(scope, receive, send)
                     return
                 await turn.begin()
             await self._app(scope, receive, send)

@@ -6,7 +6,7 @@ A rendering can be rebuilt on any node from the job's own note and its frames fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from api.errors import ApiError
@@ -25,7 +25,7 @@ class RenderingNote:
 
     `think` and `call` are the markers around reasoning and, where tools were offered, around calls.
     `bound_calls`: a grammar keeps calls in their format, so that their arguments can be told while they are written.
-    `prompt_tokens` and `choices` are here because a stored result has no prompts any more.
+    `prompt_tokens` and `choices` are here because a stored result has no prompts any more. `extras` are one protocol's.
     """
 
     created_s: int
@@ -45,15 +45,16 @@ class RenderingNote:
     echo: tuple[str, ...] = ()
     user: str | None = None
     metadata: dict[str, str] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JobRequest.rendering."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @staticmethod
     def of(rendering: Mapping[str, Any]) -> RenderingNote:
         """Inverse of `as_dict`; fields of newer writers are ignored."""
-        known = {field.name for field in fields(RenderingNote)}
+        known = {each.name for each in fields(RenderingNote)}
         return RenderingNote(**{key: value for key, value in rendering.items() if key in known})
 
 

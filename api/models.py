@@ -1,0 +1,46 @@
+"""The models endpoints: what the farm serves, in the shape of the caller's protocol."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api.anthropic.errors import speaks_anthropic
+from api.anthropic.models import model_info, model_page
+from api.bodies import JsonResponse
+from api.node import CurrentNode
+from api.openai.models import model_object
+from scheduler.models import ModelCard, Served
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("")
+async def list_models(
+    node: CurrentNode,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    after_id: str | None = None,
+    before_id: str | None = None,
+) -> Response:
+    """All models that a worker serves now, each with its adapters behind it.
+
+    OpenAI's list with vLLM's extras; Anthropic's pages (`limit`, `after_id`, `before_id`) for callers that send
+    `anthropic-version`.
+    """
+    served = [served for card in await node.catalog.cards() for served in _with_adapters(card)]
+    if speaks_anthropic(request.scope):
+        return JsonResponse(model_page(served, limit=limit, after_id=after_id, before_id=before_id))
+    return JsonResponse({"object": "list", "data": [model_object(each) for each in served]})
+
+
+@router.get("/{model_id:path}")
+async def get_model(model_id: str, node: CurrentNode, request: Request) -> Response:
+    """One model; names may contain slashes."""
+    served = await node.catalog.find(model_id)
+    return JsonResponse(model_info(served) if speaks_anthropic(request.scope) else model_object(served))
+
+
+def _with_adapters(card: ModelCard) -> list[Served]:
+    return [Served(card), *(Served(card, adapter) for adapter in card.adapters)]
