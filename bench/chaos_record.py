@@ -20,6 +20,7 @@ from scheduler.frames import START, Frame
 from scheduler.jobs import TERMINAL, Job
 from scheduler.projector import Projector
 from scheduler.queue import JobQueue, shard_key
+from scheduler.retention import Retention
 from scheduler.store import job_of_row
 from scheduler.tables import EventRow, JobRow, ProjectionErrorRow, UsageRow
 from scheduler.tokens import TokenLog
@@ -55,7 +56,8 @@ class Record:
     async def history(
         self, stories: Sequence[Story], expected: Mapping[str, Expected], held: Sequence[Held] = ()
     ) -> History:
-        """Everything that the checker looks at."""
+        """Everything that the checker looks at, after the chore that looks after what a killed projector left."""
+        await self._chore()
         jobs = await self.jobs()
         logs = {job_id: await self.log(job_id) for job_id in jobs}
         return History(
@@ -91,6 +93,12 @@ class Record:
         except (QueueUnavailable, RecordUnavailable):
             return False
         return lag_ms == 0 and not alive
+
+    async def _chore(self) -> None:
+        """What the scheduler does every quarter of an hour, but nothing is old enough to be forgotten."""
+        retention = Retention(self._redis, self._engine, self._queue, [])
+        now_ms = time.time_ns() // 1_000_000
+        await retention.run(now_ms=now_ms, result_ttl_ms=now_ms, record_ttl_ms=now_ms, trim_margin_ms=now_ms)
 
     async def _events(self) -> list[Event]:
         async with self._engine.connect() as connection:

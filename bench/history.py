@@ -82,6 +82,16 @@ def violations(history: History) -> list[Violation]:
     return [Violation(f"I{number}", what) for number, check in enumerate(checks, 1) for what in check(history)]
 
 
+def doubled(history: History) -> int:
+    """Jobs that ended twice, and clients that read an event twice or another text than the undisturbed one."""
+    ends = Counter(event.job_id for event in history.events if TRANSITIONS[event.type][1] in TERMINAL)
+    readers = sum(
+        len(set(story.ids)) != len(story.ids) or (story.done and story.texts != history.expected[story.asked].texts)
+        for story in history.stories
+    )
+    return sum(count > 1 for count in ends.values()) + readers
+
+
 def tokens_of(log: Sequence[Frame]) -> dict[int, tuple[int, ...]]:
     """The token ids of a log, per choice."""
     tokens: dict[int, tuple[int, ...]] = {}

@@ -167,6 +167,9 @@ class WorkerSettings(FarmSettings):
         0, ge=0, description="Disk under FARM_HOME for computed prefixes, which survive a restart; 0: none."
     )
     drain_s: float = Field(20.0, ge=0, description="How long running jobs may finish after a stop signal.")
+    spare_process: bool = Field(
+        True, description="Keep a process ready, without a model, that takes the place of one that dies."
+    )
     progress_limit_s: float = Field(
         120.0, gt=0, description="No engine step for this long while work is there: killed."
     )

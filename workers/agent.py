@@ -1,19 +1,14 @@
 """The node agent: one child process per model, started again when it dies, stopped in order.
 
 A dead child's jobs are put back at once (its lease need not run out first). A child that dies again and again is
-started with growing delays; one that cannot load its model ends the agent with that reason; one that makes no progress
-is killed (workers/pulse.py).
+started with growing delays (workers/restarts.py); one that cannot load its model ends the agent with that reason; one
+that makes no progress is killed (workers/pulse.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
 import time
-import uuid
 from contextlib import suppress
 from typing import Any
 
@@ -30,26 +25,14 @@ from scheduler.queue import JobQueue
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
 from workers.pulse import PULSE, STACKS, Watch
+from workers.restarts import Restarts
+from workers.spawning import Child, Spawner
 
 log = structlog.get_logger()
 
-FIRST_DELAY_S = 0.2
-LAST_DELAY_S = 30.0
 WATCH_PERIOD_S = 0.25
 STACKS_S = 0.5
 """For a hung process to write its stacks."""
-
-STABLE_S = 60.0
-"""A child that has lived this long is started again without delay."""
-
-# glibc gives big freed blocks back to the system and faults them in again for every step; keep them instead.
-LINUX_ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-    # One core is left to those who bring the work and carry it away; BLAS threads that spin would keep them waiting.
-    "OPENBLAS_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1)),
-}
 
 
 class NodeAgent:
@@ -60,7 +43,9 @@ class NodeAgent:
         self._redis: Redis = command_client(settings.redis)
         self._queue = JobQueue(self._redis, shards=settings.shards, policy=settings.queue_policy)
         self._catalog = ModelCatalog(self._redis)
-        self._child: asyncio.subprocess.Process | None = None
+        self._spawner = Spawner(keeps_spare=settings.spare_process)
+        self._child: Child | None = None
+        self._ready_s: float | None = None
         self._card: ModelCard | None = None
         self._announced = False
 
@@ -68,11 +53,10 @@ class NodeAgent:
         """Keep the model process alive until asked to stop; return the exit code."""
         stopping = asyncio.create_task(stop.wait())
         renewing = asyncio.create_task(self._renew_card())
-        delay_s = FIRST_DELAY_S
+        restarts = Restarts()
         code = 0
         while not stop.is_set():
-            began_s = time.monotonic()
-            child = asyncio.create_task(self._run_child(f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"))
+            child = asyncio.create_task(self._run_child())
             await asyncio.wait([child, stopping], return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
                 code = await self._stop_child(child)
@@ -80,39 +64,30 @@ class NodeAgent:
             code = child.result()
             if code == EXIT_MODEL or not self._announced:
                 break
-            delay_s = FIRST_DELAY_S if time.monotonic() - began_s > STABLE_S else min(delay_s * 2, LAST_DELAY_S)
+            delay_s = restarts.delay_s(0.0 if self._ready_s is None else time.monotonic() - self._ready_s)
             log.error("model process died, starting it again", exit_code=code, delay_s=delay_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(stopping), delay_s)
         await cancel_all([stopping, renewing])
+        await self._spawner.close()
         await self._leave()
         return code
 
-    async def _run_child(self, base: str) -> int:
-        environment = os.environ | {"FARM_WORKER_BASE": base, "FARM_SUPERVISED": "1"}
-        if sys.platform == "linux":
-            environment = LINUX_ENVIRONMENT | environment
-        self._child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "workers.model_process",
-            stdin=subprocess.PIPE,  # its end tells the child that this process is gone
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
-        assert self._child.stdout is not None
+    async def _run_child(self) -> int:
+        self._ready_s = None
+        self._child = child = await self._spawner.start()
+        assert child.process.stdout is not None
         watch = Watch(self._settings.progress_limit_s)
-        watching = asyncio.create_task(self._watch(self._child, watch))
-        async for line in self._child.stdout:
+        watching = asyncio.create_task(self._watch(child.process, watch))
+        async for line in child.process.stdout:
             if line.startswith(b"READY "):
                 self._ready(orjson.loads(line.removeprefix(b"READY ")))
+                await self._spawner.prepare()
             elif line.startswith(PULSE):
                 watch.heard(line, time.monotonic())
-        code = await self._child.wait()
+        code = await child.process.wait()
         await cancel_all([watching])
-        await self._reap(base)
+        await self._reap(child.base)
         return code
 
     async def _watch(self, child: asyncio.subprocess.Process, watch: Watch) -> None:
@@ -128,6 +103,7 @@ class NodeAgent:
             child.kill()
 
     def _ready(self, facts: dict[str, Any]) -> None:
+        self._ready_s = time.monotonic()
         self._card = ModelCard(**msgpack.unpackb(msgpack.packb(facts["card"]), use_list=False))
         if not self._announced:
             self._announced = True
@@ -136,11 +112,11 @@ class NodeAgent:
     async def _stop_child(self, child: asyncio.Task[int]) -> int:
         assert self._child is not None
         with suppress(ProcessLookupError):
-            self._child.terminate()
+            self._child.process.terminate()
         try:
             return await asyncio.wait_for(asyncio.shield(child), self._settings.drain_s + 15)
         except TimeoutError:
-            self._child.kill()
+            self._child.process.kill()
             return await child
 
     async def _reap(self, base: str) -> None:

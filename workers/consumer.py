@@ -161,6 +161,8 @@ class Consumer:
                 return  # the same nonce again: a claim whose reply was lost is answered again
             for job in claimed:
                 await self._take(job)
+            if self._solo:
+                break  # nothing of another shard beside it
         self._nonce = ""
 
     async def _take(self, claimed: Claimed) -> None:

@@ -44,6 +44,7 @@ from workers.engine import (
 from workers.engine_thread import EngineThread
 from workers.lease import Lease
 from workers.pulse import Pulse
+from workers.spawning import told_to_begin
 
 log = structlog.get_logger()
 
@@ -253,7 +254,9 @@ async def serve(settings: WorkerSettings) -> int:
 
 
 def main() -> int:
-    """Settings, logs, run."""
+    """Wait where this is a spare, then settings, logs, run."""
+    if not told_to_begin():
+        return 0
     settings = WorkerSettings()
     configure_logs(settings.log_level, settings.log_format)
     sys.setswitchinterval(0.0005)  # frames must not wait 5 ms for the engine's thread to let go of the interpreter

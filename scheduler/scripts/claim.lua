@@ -1,6 +1,7 @@
 -- Give a worker jobs for `rows` sequences (the last one may need more): resumed ones first, then (for an idle worker)
 -- one suspect alone, then by lane (an overdue one has a right to its share) and, inside the lane, the tenant with the
--- least service so far (virtual token counter, Sheng et al., https://arxiv.org/abs/2401.00588). Idempotent by nonce.
+-- least service so far (virtual token counter, Sheng et al., https://arxiv.org/abs/2401.00588). A suspect that has
+-- waited for AGE_MS goes first, and a worker makes room for it. Idempotent by nonce.
 -- ARGV: worker pool rows nonce idle(0|1)
 -- Returns a list of {id, token, generation, last sequence, body, solo(0|1), submitted ms,
 -- claimed ms, attempt, lane asked for}; nil without a live lease.
@@ -137,15 +138,36 @@ local function take_fair(lane, by_right)
   end
 end
 
+-- A suspect has waited for AGE_MS: no worker of this pool becomes empty by itself.
+local function suspect_is_overdue()
+  local head = redis.call('ZRANGE', S .. 'wait:' .. pool .. ':solo', 0, 0, 'WITHSCORES')
+  return head[1] ~= nil and t - tonumber(head[2]) > AGE_MS
+end
+
+-- One worker takes nothing more until it is empty, for as long as it comes here now and then.
+local function makes_room()
+  local key = S .. 'room:' .. pool
+  local chosen = redis.call('GET', key)
+  if chosen and chosen ~= wid then return false end
+  redis.call('SET', key, wid, 'PX', 5000)
+  return true
+end
+
+local overdue_suspect = suspect_is_overdue()
+if overdue_suspect and not idle and makes_room() then return out end
+
 local guard = rows * 4 + 64
 while rows > 0 and guard > 0 do
   guard = guard - 1
-  if depth('resume') > 0 then
-    if take('resume', '_') == nil then repair('resume') end
-  elseif idle and #out == 0 and depth('solo') > 0 then
+  if idle and #out == 0 and depth('solo') > 0 and (overdue_suspect or depth('resume') == 0) then
     local cost = take('solo', '_')
-    if cost then break end
+    if cost then
+      redis.call('DEL', S .. 'room:' .. pool)
+      break
+    end
     if cost == nil then repair('solo') end
+  elseif depth('resume') > 0 then
+    if take('resume', '_') == nil then repair('resume') end
   else
     local lane, by_right = best_lane()
     if not lane then break end

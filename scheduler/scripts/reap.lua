@@ -8,6 +8,7 @@ local t = now()
 local gone = only ~= '' and {only} or redis.call('ZRANGEBYSCORE', S .. 'wl', '-inf', t, 'LIMIT', 0, 4)
 for _, wid in ipairs(gone) do redis.call('ZADD', S .. 'wl', 0, wid) end -- begun: this lease cannot be renewed any more
 local touched, pools = {}, {}
+local seen_by = only ~= '' and 'agent' or 'lease'
 
 local function crash(id, j, h, wid)
   local crashes = tonumber(h[3]) + 1
@@ -17,7 +18,7 @@ local function crash(id, j, h, wid)
     finish_here('died', 'dead', id, j, t, {worker = wid, error_code = 'worker_lost',
       error = 'Workers died ' .. int(crashes) .. ' times while running this job.'})
   else
-    log('requeued', id, t, cjson.encode({why = 'worker_lost', worker = wid, crashes = crashes}))
+    log('requeued', id, t, cjson.encode({why = 'worker_lost', seen_by = seen_by, worker = wid, crashes = crashes}))
     drop_entry(j)
     enqueue(id, j, h[4], crashes == max_crashes - 1 and 'solo' or 'resume', '_', t)
     pools[h[4]] = true

@@ -111,7 +111,7 @@ def start_role(role: str, environment: dict[str, str]) -> Role:
 def start_farm(
     start_redis: Callable[[], Any], new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Farm]]:
-    """Start farms that are stopped at the end of the run; keywords become FARM_… settings."""
+    """Start farms that are stopped at the end of the run; keywords become FARM_… settings. No spare processes."""
     farms: list[Farm] = []
 
     def start(*, apis: int = 1, **settings: str) -> Farm:
@@ -124,6 +124,7 @@ def start_farm(
             "FARM_PORT": "0",
             "FARM_SUPERVISED": "1",
             "FARM_LOG_FORMAT": "json",
+            "FARM_SPARE_PROCESS": "false",
             "PYTHONPATH": str(Path(__file__).parents[2]),
             **{f"FARM_{key.upper()}": value for key, value in settings.items()},
         }

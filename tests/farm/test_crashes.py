@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 LONG: dict[str, Any] = {"model": "demo", "max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -86,7 +87,7 @@ def sequences(ids: list[str]) -> list[int]:
 @pytest.fixture(scope="module")
 def crashing(start_farm: Callable[..., Any]) -> Any:
     """A farm with two API nodes, to be hurt."""
-    return start_farm(apis=2, lease_s="3")
+    return start_farm(apis=2, lease_s="3", spare_process="true")
 
 
 def stream(url: str, body: dict[str, Any]) -> Any:
@@ -108,6 +109,21 @@ def test_the_same_connection_continues_when_the_model_process_is_killed(crashing
     assert sequences(disturbed.ids) == list(range(1, len(disturbed.ids) + 1))
     job = httpx2.get(f"{crashing.url}/v1/jobs/{disturbed.job_id}").json()
     assert job["attempts"] == 2
+
+
+def test_the_spare_takes_the_place_of_a_killed_model_process(crashing: Any, eventually: Callable[..., Any]) -> None:
+    agent, workers = psutil.Process(crashing.worker.process.pid), f"{crashing.url}/admin/workers"
+
+    def serving() -> set[int]:
+        return {worker["pid"] for worker in httpx2.get(workers).json()["data"]}
+
+    def spares() -> set[int]:
+        return {child.pid for child in agent.children()} - serving()
+
+    (spare,) = eventually(lambda: serving() and spares())
+    os.kill(crashing.model_pid(), signal.SIGKILL)
+    eventually(lambda: serving() == {spare}, timeout_s=60)
+    eventually(spares)
 
 
 def test_another_api_node_gives_the_rest_after_a_kill_of_the_first(crashing: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.history import Expected, Held, History, Story, violations
+from bench.history import Expected, Held, History, Story, doubled, violations
 from scheduler.events import Event, EventType
 from scheduler.frames import Chunk, End, Frame, FrameId
 from scheduler.jobs import Job, JobState, replay
@@ -78,3 +78,17 @@ def test_a_history_as_it_should_be_has_no_violation() -> None:
 )
 def test_each_broken_promise_is_found(invariant: str, change: dict[str, Any]) -> None:
     assert invariant in {violation.invariant for violation in violations(replace(GOOD, **change))}
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({}, 0),
+        ({"stories": [replace(STORY, done=False, texts=("a",))]}, 0),
+        ({"stories": [replace(STORY, texts=("abb",))]}, 1),
+        ({"stories": [replace(STORY, ids=("2-1", "2-1"))]}, 1),
+        ({"events": (*EVENTS, replace(EVENTS[2], id="4-0"))}, 1),
+    ],
+)
+def test_lost_is_not_counted_as_doubled(change: dict[str, Any], count: int) -> None:
+    assert doubled(replace(GOOD, **change)) == count
