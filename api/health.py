@@ -28,13 +28,14 @@ FULL_SHARE = 0.9
 
 
 class Health(StrEnum):
-    """`unavailable`: the queue does not answer, nothing can be served."""
+    """`unavailable`: the queue does not answer, nothing can be served. `no_model` is an answer of /readyz only."""
 
     OK = "ok"
     DEGRADED = "degraded"
     OVERLOADED = "overloaded"
     SHUTTING_DOWN = "shutting_down"
     UNAVAILABLE = "unavailable"
+    NO_MODEL = "no_model"
 
 
 SERVING = frozenset({Health.OK, Health.DEGRADED})
@@ -63,11 +64,14 @@ async def livez() -> Response:
 
 @router.get("/readyz")
 async def readyz(node: CurrentNode) -> Response:
-    """Send requests here? 503 while draining and while the queue does not answer."""
+    """Send requests here? 503 while draining, while the queue does not answer, and while no model is served.
+
+    A model whose process is being started again is still served: requests wait for it in the queue.
+    """
     status = Health.SHUTTING_DOWN if node.drain.draining else Health.OK
     if status is Health.OK:
         try:
-            await node.queue.live_workers()
+            status = Health.OK if await node.catalog.cards() else Health.NO_MODEL
         except QueueUnavailable:
             status = Health.UNAVAILABLE
     return JsonResponse({"status": status}, status_code=200 if status is Health.OK else 503)

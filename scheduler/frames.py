@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import msgpack
@@ -32,6 +32,9 @@ class Chunk:
     logprobs: TokenLogprobs | None = None
     finish_reason: str | None = None
     stop_string: str | None = None
+
+
+CHUNK_FIELDS = len(fields(Chunk))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,8 @@ def encode_end(end: End) -> bytes:
 
 
 def decode_body(data: bytes) -> tuple[Chunk, ...] | End:
-    """Inverse of `encode_chunks` and `encode_end`."""
+    """Inverse of `encode_chunks` and `encode_end`. What newer writers put behind the fields known here is ignored."""
     raw = msgpack.unpackb(data, use_list=False)
     if raw and isinstance(raw[0], str):
         return End(JobState(raw[0]), raw[1])
-    return tuple(Chunk(*fields) for fields in raw)
+    return tuple(Chunk(*chunk[:CHUNK_FIELDS]) for chunk in raw)

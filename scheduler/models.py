@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 
 from scheduler.errors import QueueUnavailable, UnknownModel
 from scheduler.outages import redis_errors
+from scheduler.wire import known_fields
 
 CARD_TTL_S = 60
 """A card that its node agent does not renew for this long is gone."""
@@ -59,6 +60,15 @@ class ModelCard:
     obeys_grammars: bool = False
     tool_format: str | None = None
 
+    def encode(self) -> bytes:
+        """To msgpack."""
+        return bytes(msgpack.packb(asdict(self)))
+
+    @staticmethod
+    def decode(data: bytes) -> ModelCard:
+        """From msgpack. Unknown fields of newer writers are ignored."""
+        return ModelCard(**known_fields(ModelCard, msgpack.unpackb(data, use_list=False)))
+
 
 class Served(NamedTuple):
     """Who serves a name: a model, with one of its adapters where the name is that one's."""
@@ -80,7 +90,7 @@ class ModelCatalog:
         """Make a card visible for CARD_TTL_S; repeat before that to keep it."""
         async with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
             pipe.set(f"farm:tokenizer:{card.tokenizer_sha256}", zlib.compress(tokenizer_json.encode()), ex=CARD_TTL_S)
-            pipe.set(f"farm:model:{card.name}", msgpack.packb(asdict(card)), ex=CARD_TTL_S)
+            pipe.set(f"farm:model:{card.name}", card.encode(), ex=CARD_TTL_S)
             pipe.sadd("farm:models", card.name)
             await pipe.execute()
 
@@ -116,7 +126,7 @@ class ModelCatalog:
             gone = [name for name, data in zip(names, raw, strict=True) if data is None]
             if gone:
                 await self._forget(gone)
-        return [ModelCard(**msgpack.unpackb(data, use_list=False)) for data in raw if data is not None]
+        return [ModelCard.decode(data) for data in raw if data is not None]
 
     async def keep_fresh(self) -> None:
         """Ask Redis before anybody has to wait for it, for ever."""

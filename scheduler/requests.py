@@ -6,13 +6,13 @@ One request may hold several prompts (`/v1/completions` takes arrays) and ask fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import msgpack
 
 from scheduler.grammars import Grammar, GrammarKind
+from scheduler.wire import known_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +92,9 @@ class JobRequest:
     def decode(data: bytes) -> JobRequest:
         """From msgpack. Unknown fields of newer writers are ignored."""
         raw = msgpack.unpackb(data, use_list=False)
-        body = _known(JobRequest, raw)
-        body["sampling"] = Sampling(**_known(Sampling, raw["sampling"]))
-        body["stopping"] = Stopping(**_known(Stopping, raw["stopping"]))
+        body = known_fields(JobRequest, raw)
+        body["sampling"] = Sampling(**known_fields(Sampling, raw["sampling"]))
+        body["stopping"] = Stopping(**known_fields(Stopping, raw["stopping"]))
         if grammar := raw.get("grammar"):
             body["grammar"] = Grammar(GrammarKind(grammar["kind"]), grammar["text"])
         return JobRequest(**body)
@@ -119,8 +119,3 @@ class JobRequest:
 def field_values(record: Sampling | Stopping | JobRequest) -> dict[str, Any]:
     """A record's fields by name, not copied: they are immutable."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
-
-
-def _known(kind: type[Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(kind)}
-    return {key: value for key, value in raw.items() if key in names}

@@ -21,6 +21,7 @@ from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
 from scheduler.routing import Match, Rule, RuleSet, in_order
 from scheduler.tables import DurableJobRow, JobRow, RuleRow
+from scheduler.wire import known_fields
 
 JOB_COLUMNS = tuple(field.name for field in fields(Job))
 
@@ -245,8 +246,8 @@ def _submission(job: NewJob) -> dict[str, Any]:
 
 def _new_job(submission: Mapping[str, Any], body: bytes, waited_ms: int) -> NewJob:
     """The job as it is to be submitted now: its times began when it was accepted."""
-    known = {name: value for name, value in submission.items() if name in _SUBMITTED}  # not those of an older release
-    job = NewJob(**{**known, "lane": Lane(submission["lane"])}, request=JobRequest.decode(body))
+    known = known_fields(NewJob, submission) | {"lane": Lane(submission["lane"])}
+    job = NewJob(**known, request=JobRequest.decode(body))
     waited_ms = max(0, waited_ms)
     deadline_ms = max(1, job.deadline_ms - waited_ms) if job.deadline_ms else 0
     return replace(job, delay_ms=max(0, job.delay_ms - waited_ms), deadline_ms=deadline_ms)

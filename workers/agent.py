@@ -104,7 +104,7 @@ class NodeAgent:
 
     def _ready(self, facts: dict[str, Any]) -> None:
         self._ready_s = time.monotonic()
-        self._card = ModelCard(**msgpack.unpackb(msgpack.packb(facts["card"]), use_list=False))
+        self._card = ModelCard.decode(msgpack.packb(facts["card"]))
         if not self._announced:
             self._announced = True
             announce_ready(role="worker", **{key: facts[key] for key in ("model", "blas", "engine")})

@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable
 import httpx2
 
 from scheduler.jobs import Lane
+from scheduler.models import ModelCatalog
 from scheduler.routing import Match, Rule
 from tests.api.conftest import StartNode
-from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body, make_card
+from tests.api.scripted_farm import MODEL, TOKENIZER_JSON, NodeServer, ScriptedWorker, chat_body, make_card
 
 CHAT = "/v1/chat/completions"
 
@@ -75,6 +76,14 @@ async def test_health_tells_what_is_missing(
     degraded = await client.get("/health")
     assert (degraded.status_code, degraded.json()["status"]) == (200, "degraded")
     assert degraded.json()["problems"] == [f"model {MODEL!r} has no live worker"]
+
+
+async def test_a_node_is_ready_once_a_model_is_served(server: NodeServer, client: httpx2.AsyncClient) -> None:
+    loading = await client.get("/readyz")
+    assert (loading.status_code, loading.json()) == (503, {"status": "no_model"})
+    assert (await client.get("/livez")).status_code == 200
+    await ModelCatalog(server.node.redis).publish(make_card(), TOKENIZER_JSON)
+    assert (await client.get("/readyz")).status_code == 200  # also while its process is being started again
 
 
 async def test_a_full_queue_is_overloaded(start_node: StartNode, worker: ScriptedWorker) -> None:

@@ -230,7 +230,7 @@ async def test_a_dead_queue_is_503_and_comes_back(
         for path, status in (("/health", 503), ("/readyz", 503), ("/livez", 200), ("/metrics", 200)):
             assert (await http.get(path)).status_code == status
         own.start()
-        assert (await http.get("/readyz")).status_code == 200
+        assert (await http.get("/readyz")).json() == {"status": "no_model"}  # the queue is there
         assert (await http.post(URL, json=chat_body())).status_code == 404
 
 

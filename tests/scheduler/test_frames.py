@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,3 +49,9 @@ def test_a_frame_id_comes_back(frame_id: FrameId) -> None:
 def test_what_is_no_frame_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid"):
         FrameId.parse(text)
+
+
+def test_what_a_newer_worker_adds_to_a_chunk_is_ignored() -> None:
+    chunk = Chunk(0, (1, 2), "ab", None, "stop", None)
+    (told,) = msgpack.unpackb(encode_chunks([chunk]))
+    assert decode_body(msgpack.packb([[*told, "news", 7]])) == (chunk,)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import msgpack
 import pytest
 from redis.asyncio import Redis
 
 from scheduler.errors import QueueUnavailable, UnknownModel
-from scheduler.models import CARD_TTL_S, ModelCatalog, Served, tokenizer_hash
+from scheduler.models import CARD_TTL_S, ModelCard, ModelCatalog, Served, tokenizer_hash
 from scheduler.process import cancel_all
 from tests.conftest import RedisServer
 from tests.scheduler.builders import make_card
@@ -118,3 +119,19 @@ async def test_without_redis_the_catalog_says_so(own_redis_server: RedisServer, 
     with pytest.raises(QueueUnavailable):
         await ModelCatalog(own_redis).cards()
     own_redis_server.start()
+
+
+async def test_a_field_that_only_a_newer_node_knows_is_ignored(redis: Redis) -> None:
+    """F48: a farm is upgraded node by node."""
+    catalog, card = ModelCatalog(redis), make_card()
+    await catalog.publish(card, "{}")
+    newer = msgpack.packb(msgpack.unpackb(card.encode()) | {"speaks": ["whale"]})
+    await redis.set(f"farm:model:{card.name}", newer)
+    assert await ModelCatalog(redis).cards() == [card]
+
+
+async def test_a_card_of_an_older_node_has_the_defaults_of_what_it_does_not_say(redis: Redis) -> None:
+    card = make_card(adapters=("a",), obeys_grammars=True, tool_format="x")
+    told = msgpack.unpackb(card.encode())
+    older = {key: value for key, value in told.items() if key not in ("adapters", "obeys_grammars", "tool_format")}
+    assert ModelCard.decode(msgpack.packb(older)) == make_card()

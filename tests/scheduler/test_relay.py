@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scheduler.errors import QueueFull, QueueUnavailable
@@ -16,6 +17,7 @@ from scheduler.projector import Projector
 from scheduler.relay import Relay
 from scheduler.scripts import QueuePolicy
 from scheduler.store import Store
+from scheduler.tables import DurableJobRow
 from tests.conftest import RedisServer
 from tests.scheduler.builders import Farm, make_job
 from tests.scheduler.conftest import Eventually
@@ -155,3 +157,15 @@ async def test_a_model_without_room_holds_up_no_other(redis: Redis, engine: Asyn
     with pytest.raises(QueueFull, match="this model"):
         await make_relay(farm, engine).relay(0)
     assert await farm.state(other) is JobState.QUEUED
+
+
+async def test_a_job_that_a_newer_node_accepted_is_relayed_without_what_is_not_known_here(
+    farm: Farm, engine: AsyncEngine
+) -> None:
+    """F48: a farm is upgraded node by node."""
+    (job_id,) = await accept(engine)
+    async with engine.begin() as connection:
+        submission = (await connection.execute(select(DurableJobRow.submission))).scalar_one()
+        await connection.execute(update(DurableJobRow).values(submission=submission | {"mood": "good"}))
+    assert await make_relay(farm, engine).relay(0) == 1
+    assert await farm.state(job_id) is JobState.QUEUED
