@@ -25,6 +25,7 @@ from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
 from scheduler.limits import Limiter
+from scheduler.lost import Lost
 from scheduler.migrate import current_revision, newest_revision, upgrade
 from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.projector import Projector, rebuild
@@ -58,6 +59,7 @@ async def serve(settings: SchedulerSettings) -> None:
     recording: list[Callable[[], Awaitable[None]]] = [
         *(projector.run for projector in projectors),
         Relay(redis, queue, Store(engine)).run,
+        Lost(queue, Store(engine)).run,
         partial(run_chores, settings, retention),
     ]
     migrated = asyncio.ensure_future(migrate(settings))

@@ -28,6 +28,8 @@ class EventType(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     DIED = "died"
+    LOST = "lost"
+    """Only the record had it any more."""
 
 
 @dataclass(frozen=True, slots=True)

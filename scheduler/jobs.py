@@ -31,7 +31,7 @@ class JobState(StrEnum):
     FINISHED = "finished"
     """Ended as asked; tokens and usage are complete."""
     FAILED = "failed"
-    """Ended for a reason of its own (a refused grammar, an engine error); never retried by itself."""
+    """Ended for a reason of its own (a refused grammar, an engine error), or lost; never retried by itself."""
     CANCELLED = "cancelled"
     """Ended because the client, an operator or a disconnect asked for it."""
     EXPIRED = "expired"
@@ -61,6 +61,7 @@ TRANSITIONS: dict[EventType, tuple[frozenset[JobState | None], JobState]] = {
     EventType.REQUEUED: (frozenset({JobState.RUNNING, JobState.DELAYED}), JobState.QUEUED),
     EventType.DELAYED: (frozenset({JobState.RUNNING}), JobState.DELAYED),
     EventType.FINISHED: (frozenset({JobState.RUNNING}), JobState.FINISHED),
+    EventType.LOST: (frozenset(_ALIVE), JobState.FAILED),
     EventType.FAILED: (frozenset({JobState.RUNNING}), JobState.FAILED),
     EventType.CANCELLED: (frozenset(_ALIVE), JobState.CANCELLED),
     EventType.EXPIRED: (frozenset(_ALIVE), JobState.EXPIRED),

@@ -238,6 +238,11 @@ class JobQueue:
             touched = await self.run("reap", shard, self.policy.max_crashes, limit, worker)
         return [item.decode() for item in touched]
 
+    async def lose(self, job_id: str, recorded: JobState) -> bool:
+        """End a job that the record has in a state and the queue has lost; False when the queue has it after all."""
+        async with redis_errors():
+            return bool(await self.run("lose", self.shard_of(job_id), job_id, recorded.value, orjson.dumps(_LOST)))
+
     async def listen(self, job_id: str, node: str, *, add: bool = True) -> JobState | None:
         """Ask for (or stop) a job's frames on this node's channel; None for an unknown job."""
         async with redis_errors():
@@ -331,6 +336,11 @@ class JobQueue:
         """A script for use in a pipeline (`script(keys=[event_key(shard)], args=…, client=pipe)`)."""
         return self._scripts[name]
 
+
+_LOST = {
+    "error_code": "job_lost",
+    "error": "The queue lost this job with its memory, and no API node held it any more.",
+}
 
 _BOUNDS = {
     "max_waiting_jobs": "jobs waiting",

@@ -16,7 +16,7 @@ from scheduler.database import record_errors
 from scheduler.errors import IdempotencyConflict
 from scheduler.frames import End as EndFrame
 from scheduler.frames import Frame, FrameId, decode_body, encode_chunks, encode_end
-from scheduler.jobs import Job, JobState, Lane
+from scheduler.jobs import TERMINAL, Job, JobState, Lane
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
 from scheduler.routing import Match, Rule, RuleSet, in_order
@@ -142,6 +142,18 @@ class Store:
             query = query.where(table.c.submitted_ms < wanted.until_ms)
         if after is not None:
             query = query.where(tuple_(table.c.submitted_ms, table.c.id) < after)
+        return [job_of_row(row._mapping) for row in await self._all(query)]
+
+    async def alive_synchronous(self, after_id: str = "", limit: int = 500) -> list[Job]:
+        """Jobs without an end that no `durable_jobs` row holds, by id."""
+        table = JobRow.__table__
+        ended = [state.value for state in TERMINAL]
+        query = (
+            select(table)
+            .where(table.c.state.not_in(ended), table.c.durable.is_(False), table.c.id > after_id)
+            .order_by(table.c.id)
+            .limit(limit)
+        )
         return [job_of_row(row._mapping) for row in await self._all(query)]
 
     async def rules(self) -> RuleSet:

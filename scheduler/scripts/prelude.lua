@@ -16,6 +16,7 @@
 --   weights                    HASH    tenant -> weight that was set while the farm runs; goes before the settings' WEIGHTS
 --   wl, wj:<wid>               ZSET, SET  worker -> lease end ms, jobs a worker holds
 --   cl:<wid>                   STRING  nonce and ids of the last claim, so that a repeated claim gets the same answer
+--   lost:<id>                  STRING  the end of a job that the queue had lost was told
 --   room:<pool>                STRING  the worker that empties itself for a suspect that waits too long
 --   due, ddl, dlq              ZSET    delayed jobs by due ms, deadlines by ms, dead letters by ms
 --   used                       ZSET    "<job id> <input tokens> <output tokens> <budget>" -> ended ms, until it is settled

@@ -91,6 +91,13 @@ async def die(farm: Farm, held: Claimed | None) -> None:
     await farm.crash()
 
 
+async def lose(farm: Farm, held: Claimed | None) -> None:
+    """As if the record had the job in every state, one after the other."""
+    if held:
+        for state in JobState:
+            await farm.queue.lose(held.id, state)
+
+
 def end(event: EventType) -> Callable[[Farm, Claimed | None], Awaitable[Any]]:
     async def move(farm: Farm, held: Claimed | None) -> None:
         if held:
@@ -110,6 +117,7 @@ MOVES = {
     EventType.CANCELLED: cancel,
     EventType.EXPIRED: expire,
     EventType.DIED: die,
+    EventType.LOST: lose,
 }
 DATA: dict[str, Any] = ENDED | {
     "worker": "w1",
@@ -125,9 +133,10 @@ DATA: dict[str, Any] = ENDED | {
 
 
 def can_happen(event: EventType, state: JobState | None) -> bool:
-    """What the table allows, but for a job that Redis knows: submitting it again is no move."""
+    """What the table allows, but for a job that Redis knows: submitting it again is no move, and it is not lost."""
     allowed = state in TRANSITIONS[event][0]
-    return allowed and not (event in (EventType.SUBMITTED, EventType.SCHEDULED) and state is not None)
+    unknown_only = (EventType.SUBMITTED, EventType.SCHEDULED, EventType.LOST)
+    return allowed and not (event in unknown_only and state is not None)
 
 
 @pytest.mark.parametrize(("event", "state"), list(product(EventType, [None, *JobState])))
