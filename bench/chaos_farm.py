@@ -81,6 +81,14 @@ class Keeper:
             self.ready.clear()
             await asyncio.sleep(RESTART_S)
 
+    async def restart(self) -> None:
+        """SIGTERM, and wait until it has come back."""
+        async with asyncio.timeout(READY_S):
+            await self.ready.wait()
+            self.ready.clear()
+            self.signal(signal.SIGTERM)
+            await self.ready.wait()
+
     def signal(self, number: int) -> None:
         """Send a signal to the process."""
         with suppress(ProcessLookupError):

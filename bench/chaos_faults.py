@@ -100,6 +100,9 @@ FAULTS: Mapping[Fault, int] = {
 """And how often, against each other."""
 
 
+Hurt = Callable[[ChaosFarm, random.Random, float, Counter[str]], Awaitable[None]]
+
+
 async def wreak(farm: ChaosFarm, dice: random.Random, seconds: float, done: Counter[str]) -> None:
     """A random fault every one or two seconds; ends when the last one is over."""
     loop = asyncio.get_running_loop()
@@ -111,6 +114,16 @@ async def wreak(farm: ChaosFarm, dice: random.Random, seconds: float, done: Coun
         done[fault.__name__] += 1
         slow.add(asyncio.ensure_future(fault(farm, dice)))
     await asyncio.gather(*slow)
+
+
+async def deploy(farm: ChaosFarm, dice: random.Random, seconds: float, done: Counter[str]) -> None:
+    """SIGTERM to one process after the other, each only when the one before has come back; for at least `seconds`."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + seconds
+    while loop.time() < end_s:
+        for keeper in dice.sample(farm.keepers, len(farm.keepers)):
+            await keeper.restart()
+            done["restart"] += 1
 
 
 async def _pause(pid: int, seconds: float) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults.streams import Answer, ask
 
-HANGING = Path(__file__).parent / "hanging"
+FAILPOINTS = Path(__file__).parent / "failpoints"
 BODY = ask("Tell me a story.", temperature=1.1, seed=8)
 
 
@@ -23,7 +23,7 @@ def hanging(start_farm: Callable[..., Any], tmp_path_factory: pytest.TempPathFac
     """A farm with a second worker whose engine the test can hang, and no other worker."""
     folder = tmp_path_factory.mktemp("hanging")
     farm = start_farm(lease_s="2")
-    path = f"{HANGING}{os.pathsep}{farm.environment['PYTHONPATH']}"
+    path = f"{FAILPOINTS}{os.pathsep}{farm.environment['PYTHONPATH']}"
     farm.environment |= {"LOG_FILE": str(folder / "log"), "HANG_FILE": str(folder / "hang")}
     farm.start("workers", PYTHONPATH=path, FARM_PROGRESS_LIMIT_S="7")
     assert farm.worker.stop() == 0

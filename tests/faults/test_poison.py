@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults.streams import Answer, ask
 
-POISONOUS = Path(__file__).parent / "poisonous"
+FAILPOINTS = Path(__file__).parent / "failpoints"
 POISON_SEED = 666
 INNOCENT = [ask("Tell me a story.", temperature=1.0, seed=seed, max_tokens=40) for seed in range(4)]
 POISON = ask("Tell me a story.", temperature=1.0, seed=POISON_SEED, max_tokens=40)
@@ -24,7 +24,7 @@ POISON = ask("Tell me a story.", temperature=1.0, seed=POISON_SEED, max_tokens=4
 def poisoned(start_farm: Callable[..., Any]) -> Any:
     """A farm of two shards whose only worker dies of a certain seed."""
     farm = start_farm(shards="2")
-    path = f"{POISONOUS}{os.pathsep}{farm.environment['PYTHONPATH']}"
+    path = f"{FAILPOINTS}{os.pathsep}{farm.environment['PYTHONPATH']}"
     farm.start("workers", PYTHONPATH=path, POISON_SEED=str(POISON_SEED))
     assert farm.worker.stop() == 0
     return farm
