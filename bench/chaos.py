@@ -32,8 +32,8 @@ from bench.history import Expected, History, doubled, tokens_of, violations
 from scheduler.events import Event
 from scheduler.frames import End
 
-SETTLE_S = 60.0
-"""For the record to catch up and the last jobs to end after the last client."""
+SETTLE_S = 150.0
+"""For the record to catch up and the last jobs to end after the last client; lost ones are given up after two minutes."""
 
 AT_ONCE = 24
 """Clients that may wait at the same time."""

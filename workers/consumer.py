@@ -59,6 +59,7 @@ class Consumer:
         self._solo = False
         self._runs = itertools.count()
         self._claiming = True
+        self._claim_under_way = asyncio.Lock()
         self._wake = asyncio.Event()
         self._arrived: asyncio.Queue[list[Chunk]] = asyncio.Queue()
         self._idle = asyncio.Event()
@@ -111,8 +112,9 @@ class Consumer:
         """Claim whenever there is room, until drained."""
         while self._claiming:
             self._wake.clear()
-            if self._worker and not self._solo and self.free_rows > 0:
-                await self._claim()
+            async with self._claim_under_way:
+                if self._claiming and self._worker and not self._solo and self.free_rows > 0:
+                    await self._claim()
             try:
                 async with asyncio.timeout(CLAIM_POLL_S):
                     await self._wake.wait()
@@ -138,10 +140,11 @@ class Consumer:
                 await self._idle.wait()
         except TimeoutError:
             log.info("handing jobs back", jobs=len(self._jobs))
-        for job in tuple(self._jobs.values()):
-            self._drop(job)
-            with suppress(QueueUnavailable):  # then the end of the lease gives it back
-                await self._queue.release(job.id, job.claimed.token, "drain")
+        async with self._claim_under_way:  # what it brings goes back, too
+            for job in tuple(self._jobs.values()):
+                self._drop(job)
+                with suppress(QueueUnavailable):  # then the end of the lease gives it back
+                    await self._queue.release(job.id, job.claimed.token, "drain")
 
     async def _claim(self) -> None:
         self._nonce = self._nonce or uuid.uuid4().hex[:8]

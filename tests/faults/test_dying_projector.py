@@ -44,7 +44,7 @@ async def test_a_projector_killed_at_every_statement_counts_each_event_once(
     assert process.returncode == 0
     assert int(told) > 2 * MOMENTS
     async with engine.connect() as connection:
-        jobs = [job_of_row(row._mapping) for row in await connection.execute(select(JobRow.__table__))]
+        jobs = [job_of_row(dict(row._mapping)) for row in await connection.execute(select(JobRow.__table__))]
         events = (await connection.execute(select(func.count()).select_from(EventRow))).scalar_one()
         usage = (await connection.execute(select(func.sum(UsageRow.jobs), func.sum(UsageRow.output_tokens)))).one()
         errors = (await connection.execute(select(func.count()).select_from(ProjectionErrorRow))).scalar_one()

@@ -30,6 +30,11 @@ def poisoned(start_farm: Callable[..., Any]) -> Any:
     return farm
 
 
+def answer(farm: Any, body: dict[str, Any]) -> str:
+    """The whole text of a stream."""
+    return Answer(farm.url, body).read()
+
+
 def last_words(farm: Any, body: dict[str, Any]) -> str:
     """The events of a stream that ends with an error."""
     return httpx2.post(f"{farm.url}/v1/chat/completions", json=body, timeout=300).text
@@ -39,11 +44,11 @@ def test_poisonous_jobs_end_dead_and_their_batch_mates_as_if_undisturbed(
     poisoned: Any, eventually: Callable[..., Any]
 ) -> None:
     """F8, F9: resumed with all others, then each alone; two poisonous jobs cost four deaths."""
-    undisturbed = [Answer(poisoned.url, body).read() for body in INNOCENT]
+    undisturbed = [answer(poisoned, body) for body in INNOCENT]
     with ThreadPoolExecutor() as clients:
-        answers = [clients.submit(lambda body=body: Answer(poisoned.url, body).read()) for body in INNOCENT]
+        answers = [clients.submit(answer, poisoned, body) for body in INNOCENT]
         dead = [clients.submit(last_words, poisoned, POISON) for _ in range(2)]
-        assert [answer.result() for answer in answers] == undisturbed
+        assert [text.result() for text in answers] == undisturbed
         for words in dead:
             assert "worker_lost" in words.result()
             assert "Workers died 3 times" in words.result()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -36,7 +38,7 @@ class Records:
         return job
 
 
-async def forgotten_job(records: Records, **parts: object) -> NewJob:
+async def forgotten_job(records: Records, **parts: Any) -> NewJob:
     """A job in the record that Redis has lost with its last second (the record was faster)."""
     job = make_job(**parts)
     await records.farm.queue.submit(job)
