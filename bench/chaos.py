@@ -33,7 +33,7 @@ from scheduler.events import Event
 from scheduler.frames import End
 
 SETTLE_S = 150.0
-"""For the record to catch up and the last jobs to end after the last client; lost ones are given up after two minutes."""
+"""For the record to catch up and the last jobs to end after the last client; a lost one takes two minutes."""
 
 AT_ONCE = 24
 """Clients that may wait at the same time."""
