@@ -19,8 +19,11 @@ from scheduler.jobs import TERMINAL, TRANSITIONS, Job
 Tokens = Mapping[int, tuple[int, ...]]
 """Token ids per choice."""
 
-RESOURCE_SLACK = 64
-"""Files and threads that a process may hold more than at its start: pools grow with the clients at once."""
+FILES_SLACK = 48
+"""More than a process has at its start: pools keep a connection to Redis per client at once (24) and 15 to SQL."""
+
+THREADS_SLACK = 16
+"""SQLite has a thread per connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ def _counters(history: History) -> Iterator[str]:
 
 def _resources(history: History) -> Iterator[str]:
     for process in history.held:
-        for kind, (before, after) in (("files", process.files), ("threads", process.threads)):
-            if after > before + RESOURCE_SLACK:
+        both = (("files", process.files, FILES_SLACK), ("threads", process.threads, THREADS_SLACK))
+        for kind, (before, after), slack in both:
+            if after > before + slack:
                 yield f"{process.name} holds {after} {kind}, at its start {before}"

@@ -73,7 +73,8 @@ def test_a_history_as_it_should_be_has_no_violation() -> None:
         ("I5", {"billed": {"jobs": 2, "output_tokens": 4}}),
         ("I6", {"eternal_keys": ["j:0-job"]}),
         ("I7", {"counters": {"t:default": 1}}),
-        ("I8", {"held": [Held("api", (20, 200), (5, 5))]}),
+        ("I8", {"held": [Held("api", (20, 70), (5, 5))]}),
+        ("I8", {"held": [Held("api", (20, 22), (5, 25))]}),
     ],
 )
 def test_each_broken_promise_is_found(invariant: str, change: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ async def idle(redis: Redis) -> AsyncIterator[tuple[Farm, Consumer]]:
 async def test_a_claim_that_is_under_way_when_the_drain_begins_is_handed_back(idle: tuple[Farm, Consumer]) -> None:
     farm, consumer = idle
     job_id = await farm.submit(id=f"0-{ULID()}")
-    await farm.redis.execute_command("CLIENT", "PAUSE", "200", "WRITE")
+    await farm.redis.client_pause(200, all=False)
     claiming = asyncio.create_task(consumer.claim_loop())
     await asyncio.sleep(0)  # its call is on the way
     await consumer.drain(0)
