@@ -6,12 +6,13 @@ All protocols render from this. What was read is a function of the whole text: c
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from api.call_formats.known import call_format
+from api.call_formats.parts import CallPart
 from api.rendering import RenderingNote
 from api.segments import Markers, Piece, SegmentKind, SegmentSplitter
-from api.tool_calls import CallReader, parse_call
 from scheduler.frames import Chunk
 
 
@@ -25,12 +26,16 @@ class PartKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of an answer. Of a call: its number from 0 and the next piece of its arguments; `name` begins it."""
+    """A piece of an answer. Of a call: its number from 0 and the next piece of its arguments; `name` begins it.
+
+    `call_id` is the model's own name of a call, where its format has one.
+    """
 
     kind: PartKind
     text: str
     call: int = 0
     name: str | None = None
+    call_id: str | None = None
 
 
 _PLAIN = {SegmentKind.REASONING: PartKind.REASONING, SegmentKind.CONTENT: PartKind.CONTENT}
@@ -40,11 +45,14 @@ class AnswerReader:
     """One choice. Feed it every chunk, in order, once."""
 
     def __init__(self, note: RenderingNote) -> None:
-        self._splitter = SegmentSplitter(Markers(note.think, note.call), in_thinking=note.in_thinking)
+        self._format, self._types = call_format(note.call_format), note.argument_types
+        markers = Markers(note.think, note.call, self._format.in_value)
+        self._splitter = SegmentSplitter(markers, in_thinking=note.in_thinking)
         self._call_start, self._call_end = note.call or ("", "")
         self._single_call = note.single_call
-        self._bound_calls = note.bound_calls
-        self._reader = CallReader()
+        self._reader = self._format.reader(self._types)
+        self._section_start = 0
+        self._is_full = False
         self.calls = 0
         self.unparsed_calls = 0
         self.output_tokens = 0
@@ -58,7 +66,7 @@ class AnswerReader:
         if self._splitter.in_reasoning:
             self.reasoning_tokens += len(chunk.token_ids)
         text = chunk.text
-        ends_call = self._single_call and chunk.stop_string == self._call_end
+        ends_call = self._single_call and bool(self._call_end) and chunk.stop_string == self._call_end
         if ends_call:
             text += self._call_end  # our own stop string: the call it ends is complete
         pieces = self._splitter.push(text)
@@ -67,40 +75,48 @@ class AnswerReader:
             self.finish_reason = chunk.finish_reason
             self.stop_string = None if ends_call else chunk.stop_string
         parts = [part for piece in pieces for part in self._read(piece)]
-        if self._bound_calls and self._splitter.open_call is not None:
-            parts += self._grow(self._splitter.open_call)
-        return parts
+        if self._splitter.open_call is not None:
+            parts += self._grow(self._splitter.open_call, whole=False)
+        return _joined(parts)
 
     def _read(self, piece: Piece) -> list[Part]:
-        """A call, or its text where it is broken; anything else as it is."""
+        """The end of a section of calls, or its text where no call can be read; anything else as it is."""
         if piece.kind in _PLAIN:
             return [Part(_PLAIN[piece.kind], piece.text)]
-        grown: list[Part] = []
-        if self._bound_calls:
-            grown = self._grow(piece.text)
-            was_read, self._reader = self._reader.name is not None, CallReader()
-            if was_read:  # perhaps cut off by its length: its arguments are what came
-                return grown
-        call = parse_call(piece.text) if piece.kind is SegmentKind.CALL else None
-        if call is None:
-            self.unparsed_calls += 1
-            closing = self._call_end if piece.kind is SegmentKind.CALL else ""
-            return [Part(PartKind.CONTENT, f"{self._call_start}{piece.text}{closing}")]
-        return [self._begin(call.name, call.arguments)]
+        is_whole = piece.kind is SegmentKind.CALL or (not self._call_end and self.finish_reason == "stop")
+        grown = self._grow(piece.text, whole=is_whole)
+        was_read, is_broken = self._is_full or self.calls > self._section_start, self._reader.is_broken
+        self._reader, self._section_start = self._format.reader(self._types), self.calls
+        self.unparsed_calls += is_broken or not was_read
+        if was_read:  # perhaps cut off by its length: its arguments are what came
+            return grown
+        closing = self._call_end if piece.kind is SegmentKind.CALL else ""
+        return [Part(PartKind.CONTENT, f"{self._call_start}{piece.text}{closing}")]
 
-    def _grow(self, inside: str) -> list[Part]:
-        """What is new of a call that is being written; nothing while its name is not known."""
-        is_known = self._reader.name is not None
-        arguments = self._reader.read(inside)
-        if self._reader.name is None:
-            return []
-        if not is_known:
-            return [self._begin(self._reader.name, arguments)]
-        return [Part(PartKind.CALL, arguments, self.calls - 1)] if arguments else []
+    def _grow(self, inside: str, *, whole: bool) -> list[Part]:
+        """What is new of a section of calls; those behind the only one that was wanted are left out."""
+        parts = []
+        for part in self._reader.read(inside, whole=whole):
+            self._is_full = self._is_full or bool(part.name and self.calls and self._single_call)
+            if not self._is_full:
+                parts.append(self._call(part))
+        return parts
 
-    def _begin(self, name: str, arguments: str) -> Part:
-        self.calls += 1
-        return Part(PartKind.CALL, arguments, self.calls - 1, name)
+    def _call(self, part: CallPart) -> Part:
+        self.calls += part.name is not None
+        return Part(PartKind.CALL, part.arguments, self.calls - 1, part.name, part.call_id)
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Neighbours of one call put together: clients join pieces from one event to the next, not inside one."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last is not None and part.kind is last.kind is PartKind.CALL and part.call == last.call:
+            joined[-1] = replace(last, text=last.text + part.text)
+        else:
+            joined.append(part)
+    return joined
 
 
 def call_digest(seed: str, call: int) -> str:

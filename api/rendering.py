@@ -24,7 +24,8 @@ class RenderingNote:
     """What a renderer must know besides the frames; travels in `JobRequest.rendering`.
 
     `think` and `call` are the markers around reasoning and, where tools were offered, around calls.
-    `bound_calls`: a grammar keeps calls in their format, so that their arguments can be told while they are written.
+    `call_format` names how calls are written, and `argument_types` the JSON types of each function's arguments, where
+    those are written without quotes.
     `prompt_tokens` and `choices` are here because a stored result has no prompts any more. `extras` are one protocol's.
     """
 
@@ -41,7 +42,8 @@ class RenderingNote:
     in_thinking: bool = False
     call: tuple[str, str] | None = None
     single_call: bool = False
-    bound_calls: bool = False
+    call_format: str | None = None
+    argument_types: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     echo: tuple[str, ...] = ()
     user: str | None = None
     metadata: dict[str, str] | None = None

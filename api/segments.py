@@ -5,6 +5,7 @@ The result is a function of the whole text: where it is cut into chunks makes no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,12 +29,21 @@ class Piece:
     text: str
 
 
+def _never(_inside: str, _at: int) -> bool | None:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """The strings that separate segments. None: the model has no such segment, or it was not asked for."""
+    """The strings that separate segments. None: the model has no such segment, or it was not asked for.
+
+    An empty end of a call: only the end of the text is one. `in_value(inside, at)`: an end marker at this place of it
+    is part of a value, and ends nothing; None: that is not known yet.
+    """
 
     think: tuple[str, str] | None = None
     call: tuple[str, str] | None = None
+    in_value: Callable[[str, int], bool | None] = _never
 
 
 class SegmentSplitter:
@@ -47,6 +57,8 @@ class SegmentSplitter:
         self._markers = markers
         self._held = ""
         self._trim = in_thinking
+        self._looked_until = 0
+        self._doubtful_end: int | None = None
         if markers.think is None:
             self._read = self._read_content
         else:
@@ -59,8 +71,12 @@ class SegmentSplitter:
 
     @property
     def open_call(self) -> str | None:
-        """The inside so far of a call that is being written, perhaps with a beginning of its end marker."""
-        return self._held if self._read == self._read_call else None
+        """The inside so far of a call that is being written, as far as it is certain to be inside."""
+        if self._read != self._read_call:
+            return None
+        assert self._markers.call is not None
+        certain = len(self._held) - _undecided(self._held, self._markers.call[1])
+        return self._held[: certain if self._doubtful_end is None else min(certain, self._doubtful_end)]
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
@@ -73,12 +89,19 @@ class SegmentSplitter:
         return pieces
 
     def flush(self) -> list[Piece]:
-        """The end of the text: what was held back is what it looks like."""
+        """The end of the text: what was held back is what it looks like.
+
+        A value that is still open was none: an end marker inside it was the call's end.
+        """
+        pieces: list[Piece] = []
+        while self._read == self._read_call and self._doubtful_end is not None:
+            pieces += self._end_call(self._doubtful_end)
+            pieces += self.push("")
         held, self._held = self._held, ""
         if self._read == self._read_call:
-            return [Piece(SegmentKind.OPEN_CALL, held)]
+            return [*pieces, Piece(SegmentKind.OPEN_CALL, held)]
         kind = SegmentKind.REASONING if self.in_reasoning else SegmentKind.CONTENT
-        return [Piece(kind, held)] if held else []
+        return [*pieces, Piece(kind, held)] if held else pieces
 
     def _read_start(self) -> list[Piece]:
         """Before the first visible character: is it a think block?"""
@@ -118,10 +141,25 @@ class SegmentSplitter:
     def _read_call(self) -> list[Piece]:
         assert self._markers.call is not None
         end = self._markers.call[1]
-        at = self._held.find(end)
-        if at < 0:
+        if not end:
             return []
-        inside, self._held = self._held[:at], self._held[at + len(end) :]
+        self._doubtful_end = None
+        while (at := self._held.find(end, self._looked_until)) >= 0:
+            is_inner = self._markers.in_value(self._held, at)
+            if is_inner is None:
+                self._doubtful_end = at
+                return []
+            if not is_inner:
+                return self._end_call(at)
+            self._looked_until = at + 1
+        self._looked_until = max(self._looked_until, len(self._held) - len(end) + 1)
+        return []
+
+    def _end_call(self, at: int) -> list[Piece]:
+        """The call ends with the marker at `at`."""
+        assert self._markers.call is not None
+        inside, self._held = self._held[:at], self._held[at + len(self._markers.call[1]) :]
+        self._looked_until, self._doubtful_end = 0, None
         self._trim = True
         self._read = self._read_content
         return [Piece(SegmentKind.CALL, inside)]

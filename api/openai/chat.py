@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from api.call_formats.known import call_format
+from api.call_formats.values import argument_types
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
 from api.openai.call_grammar import CallChoice, OfferedFunction, call_binding, can_bind_calls
@@ -84,8 +86,6 @@ class ChatDraft:
         else:
             text, ids = self._encode(prompts, messages, variables)
         max_tokens = prompts.bound(len(ids), self.max_tokens)
-        markers = self._call_markers(card)
-        single_call = markers is not None and self.calls is not None and self.calls.single
         binding = await asyncio.to_thread(self._bind, card, prompts, text) if self.binding or self.calls else None
         return JobRequest(
             kind=CHAT_KIND,
@@ -93,10 +93,10 @@ class ChatDraft:
             prompts=(ids,),
             n=self.body.n or 1,
             sampling=sampling(self.body, card),
-            stopping=stopping(self.body, card, max_tokens, *(markers or ())[1:] * single_call),
+            stopping=stopping(self.body, card, max_tokens, *self._end_of_a_single_call(card)),
             logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
             grammar=binding.grammar if binding else None,
-            rendering=self._note(card, lane, text, len(ids), bound=binding is not None).as_dict(),
+            rendering=self._note(card, lane, text, len(ids)).as_dict(),
         )
 
     def _bind(self, card: ModelCard, prompts: PromptFormat, text: str) -> Binding | None:
@@ -142,12 +142,25 @@ class ChatDraft:
         return variables
 
     def _call_markers(self, card: ModelCard) -> tuple[str, str] | None:
-        """What stands around the model's calls, when it was offered tools and closes its calls."""
-        if not self.tools or not card.tool_call_start or not card.tool_call_end:
+        """What stands around the model's calls, when it was offered tools; an empty end: the text's end."""
+        if not self.tools or not card.tool_call_start or card.tool_call_end is None:
             return None
         return card.tool_call_start, card.tool_call_end
 
-    def _note(self, card: ModelCard, lane: Lane, prompt: str, prompt_tokens: int, *, bound: bool) -> RenderingNote:
+    def _end_of_a_single_call(self, card: ModelCard) -> tuple[str, ...]:
+        """A stop string where one call is wanted at most; a forced one ends with its grammar."""
+        markers = self._call_markers(card)
+        if markers is None or not markers[1] or self.calls is None or self.calls.forced or not self.calls.single:
+            return ()
+        return markers[1:]
+
+    def _argument_types(self, card: ModelCard) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The types of arguments that are written without quotes."""
+        if not call_format(card.tool_format).needs_types:
+            return {}
+        return {tool["function"]["name"]: argument_types(tool["function"].get("parameters")) for tool in self.tools}
+
+    def _note(self, card: ModelCard, lane: Lane, prompt: str, prompt_tokens: int) -> RenderingNote:
         body = self.body
         options = body.stream_options
         call = self._call_markers(card)
@@ -165,7 +178,8 @@ class ChatDraft:
             think=think,
             in_thinking=think is not None and prompt.rstrip().endswith(think[0]),
             call=call,
-            bound_calls=call is not None and self.calls is not None and bound,
+            call_format=card.tool_format if call else None,
+            argument_types=self._argument_types(card) if call else {},
             single_call=call is not None and self.calls is not None and self.calls.single,
             user=body.user,
             metadata=body.metadata,

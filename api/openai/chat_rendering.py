@@ -68,7 +68,7 @@ class _Choice:
         if part.name is None:
             self.calls[part.call]["function"]["arguments"] += part.text
             return {"index": part.call, "function": {"arguments": part.text}}
-        call_id = f"call_{call_digest(self._seed, part.call)}"
+        call_id = part.call_id or f"call_{call_digest(self._seed, part.call)}"
         function = {"name": part.name, "arguments": part.text}
         self.calls.append({"id": call_id, "type": "function", "function": dict(function)})
         return {"index": part.call, "id": call_id, "type": "function", "function": function}

@@ -22,7 +22,7 @@ NOTE = RenderingNote(
     prompt_tokens=1,
     service_tier="default",
     call=("<tool_call>", "</tool_call>"),
-    bound_calls=True,
+    call_format="json_tools",
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text('ab"\\{}[]é ', max_size=5),

@@ -103,7 +103,7 @@ def test_a_schema_that_cannot_be_followed_leaves_any_object_unless_it_is_strict(
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, True),
     ],
 )
-async def test_a_choice_reaches_the_job(
+async def test_a_choice_reaches_the_job_and_ends_with_its_grammar(
     client: httpx2.AsyncClient, worker: ScriptedWorker, fields: dict[str, Any], single: bool
 ) -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("e", "f")]
@@ -113,7 +113,14 @@ async def test_a_choice_reaches_the_job(
     assert request.grammar is not None
     assert request.grammar.kind is GrammarKind.LARK
     assert ("call_1" in request.grammar.text) is (fields["tool_choice"] == "required")
-    assert request.stopping.strings == (("</tool_call>",) if single else ())
+    assert ('("\\n" call)*' not in request.grammar.text) is single
+    assert request.stopping.strings == ()
+
+
+async def test_one_call_at_most_ends_the_answer(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    await client.post(CHAT, json=chat_body(tools=tools, parallel_tool_calls=False))
+    assert worker.requests[-1].stopping.strings == ("</tool_call>",)
 
 
 @pytest.mark.parametrize("changes", [{"obeys_grammars": False}, {"tool_format": "qwen3_coder"}])

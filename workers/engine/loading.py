@@ -75,6 +75,18 @@ class ModelInfo:
     tool_call_end: str | None
 
 
+CALL_MARKS: Mapping[str, tuple[str, ...]] = {
+    "gemma4": ('<|"|>',),
+    "function_gemma": ("<escape>",),
+    "glm47": ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    "laguna": ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    "longcat": ("<longcat_arg_key>", "</longcat_arg_key>", "<longcat_arg_value>", "</longcat_arg_value>"),
+    "kimi_k3": ("<|open|>", "<|close|>", "<|sep|>"),
+    "minicpm5": ("<function", "</function>", "<param", "</param>"),
+}
+"""Tokens inside calls that a reader of them needs, where their names do not tell (`SHOWN_MARK`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """`adapters` are in the model already, and change only the rows that ask for one."""
@@ -167,7 +179,12 @@ def _fast_tokenizer(wrapper: TokenizerWrapper, folder: Path) -> Tokenizer:
 
 def _marks(wrapper: TokenizerWrapper) -> tuple[str, ...]:
     marks = (wrapper.think_start, wrapper.think_end, wrapper.tool_call_start, wrapper.tool_call_end)
-    return tuple(mark for mark in marks if mark)
+    return (*(mark for mark in marks if mark), *CALL_MARKS.get(_tool_format(wrapper) or "", ()))
+
+
+def _tool_format(wrapper: TokenizerWrapper) -> str | None:
+    """The name of mlx-lm's parser for the model's calls."""
+    return wrapper.tool_parser.__module__.rpartition(".")[2] if wrapper.tool_parser else None
 
 
 def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
@@ -240,7 +257,7 @@ def _describe(
         think_start=wrapper.think_start,
         think_end=wrapper.think_end,
         has_tool_calling=wrapper.has_tool_calling,
-        tool_format=wrapper.tool_parser.__module__.rpartition(".")[2] if wrapper.tool_parser else None,
+        tool_format=_tool_format(wrapper),
         tool_call_start=wrapper.tool_call_start,
         tool_call_end=wrapper.tool_call_end,
     )
