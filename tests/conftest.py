@@ -38,6 +38,26 @@ hypothesis.settings.register_profile("farm", deadline=None, derandomize="FARM_TE
 hypothesis.settings.load_profile("farm")
 
 
+SERVER_FIXTURES = {"redis_server", "own_redis_server", "start_redis", "migrated"}
+"""What a test asks for that knows a Redis or a database that can be another one."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers", action="store_true", help="only tests that use the servers which FARM_TEST_… can name"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What knows no server is not tested a second time against other servers."""
+    if config.getoption("--servers"):
+        kinds: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            kinds[not SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))].append(item)
+        config.hook.pytest_deselected(items=kinds[False])
+        items[:] = kinds[True]
+
+
 class RedisServer:
     """A server process on a Unix socket, with its data in a folder that outlives kill and start."""
 
