@@ -13,6 +13,7 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from redis.asyncio import Redis
@@ -33,7 +34,7 @@ TOKENS = 3
 class MortalRedis(Redis):
     """Counts boundaries, and dies at one of them."""
 
-    left = itertools.repeat(-1)
+    left: Iterator[int] = itertools.repeat(-1)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Two boundaries: before and after."""
