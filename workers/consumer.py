@@ -200,6 +200,9 @@ class Consumer:
             job = self._running(run)
             if job is None:
                 continue  # dropped or ended meanwhile
+            for chunk in parts:
+                if chunk.finish_reason is not None:
+                    job.ended_choice(_index(chunk), chunk.prefix)
             body = _frame_chunks(job, parts)
             if body:
                 frame_id, body = job.next_frame(body, now_s)
@@ -355,8 +358,14 @@ def _frame_chunk(chunk: Chunk) -> FrameChunk:
     logprobs = None
     if chunk.logprobs is not None:
         logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
-    index = int(chunk.prompt_id.rpartition("/")[2])
-    return FrameChunk(index, chunk.token_ids, chunk.text, logprobs, reason.value if reason else None, chunk.stop_string)
+    return FrameChunk(
+        _index(chunk), chunk.token_ids, chunk.text, logprobs, reason.value if reason else None, chunk.stop_string
+    )
+
+
+def _index(chunk: Chunk) -> int:
+    """Which choice of its job a sequence is."""
+    return int(chunk.prompt_id.rpartition("/")[2])
 
 
 def _joined(before: FrameChunk, after: FrameChunk) -> FrameChunk:

@@ -12,6 +12,7 @@ from typing import Any
 from scheduler.events import EventType
 from scheduler.frames import Chunk, End, Frame, FrameId
 from scheduler.queue import Claimed
+from workers.engine.sequence import NO_PREFIX, PrefixUse
 
 
 @dataclass(slots=True)
@@ -20,6 +21,7 @@ class Choice:
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    prefix: PrefixUse = NO_PREFIX
 
 
 class HeldJob:
@@ -73,12 +75,16 @@ class HeldJob:
         self._apply(body)
         return self.frames[-1]
 
+    def ended_choice(self, index: int, prefix: PrefixUse) -> None:
+        """What a cache did for a choice that this worker brought to its end."""
+        self.choices[index].prefix = prefix
+
     def end(self, event: EventType, now_s: float) -> dict[str, Any]:
         """The facts of the terminal event: usage, timings, and why."""
         request = self.claimed.request
         facts: dict[str, Any] = {
             "prompt_tokens": request.prompt_tokens,
-            "cached_tokens": 0,
+            **self._prefix_use(),
             "output_tokens": self.output_tokens,
             "finish_reason": self._finish_reason(event),
         }
@@ -92,6 +98,15 @@ class HeldJob:
         if self.error is not None:
             facts["error_code"], facts["error"] = self.error
         return facts
+
+    def _prefix_use(self) -> dict[str, int]:
+        """Each prompt counts once: answers to the same one share what the first of them has read."""
+        n = self.claimed.request.n
+        uses = [[choice.prefix for choice in self.choices[at : at + n]] for at in range(0, len(self.choices), n)]
+        return {
+            "cached_tokens": sum(min(use.read_tokens for use in same) for same in uses),
+            "cache_written_tokens": sum(max(use.written_tokens for use in same) for same in uses),
+        }
 
     def _apply(self, chunks: Iterable[Chunk]) -> None:
         for chunk in chunks:

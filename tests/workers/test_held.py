@@ -58,6 +58,7 @@ def test_the_end_tells_usage_and_times() -> None:
     assert facts == {
         "prompt_tokens": 3,
         "cached_tokens": 0,
+        "cache_written_tokens": 0,
         "output_tokens": 2,
         "finish_reason": "length",
         "prefill_ms": pytest.approx(500),

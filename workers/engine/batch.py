@@ -18,7 +18,7 @@ from workers.engine.errors import BatchOrderLost
 from workers.engine.planner import PrefillLimits, plan_admissions
 from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
-from workers.engine.sequence import Sequence
+from workers.engine.sequence import NO_PREFIX, PrefixUse, Sequence
 
 UNBOUNDED_TOKENS = 1 << 40  # the engine ends sequences, not the generator
 PREFILL_ROWS = 8
@@ -105,6 +105,9 @@ class BatchRunner:
     @property
     def waiting(self) -> int:
         return len(self._line)
+
+    def prefix_use(self, row_id: str) -> PrefixUse:
+        return NO_PREFIX
 
     def stats(self) -> RunnerStats:
         return RunnerStats(

@@ -14,7 +14,7 @@ from workers.engine.errors import EngineClosed, EngineFull, InvalidPrompt
 from workers.engine.guided import Guide, GuideCompiler, GuideFailed, InvalidGrammar
 from workers.engine.loading import LoadedModel
 from workers.engine.runner import NOT_FINITE, RowToken, Runner, RunnerStats
-from workers.engine.sequence import Chunk, Fault, FinishReason, Limits, Prompt, Sequence, check_prompt
+from workers.engine.sequence import NO_PREFIX, Chunk, Fault, FinishReason, Limits, Prompt, Sequence, check_prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +246,7 @@ class SequenceEngine:
             logprobs=((row.logprob,) if counted and row.logprob else ()) if wanted else None,
             finish_reason=sequence.finish_reason,
             stop_string=sequence.stop_string,
+            prefix=self._runner.prefix_use(row.row_id) if sequence.finish_reason is not None else NO_PREFIX,
         )
 
     def _retire(self, chunks: list[Chunk]) -> None:

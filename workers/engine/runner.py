@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workers.engine.sequence import Sequence, TokenLogprob
+from workers.engine.sequence import PrefixUse, Sequence, TokenLogprob
 
 NOT_FINITE = "the model's logits are not finite"
 
@@ -89,6 +89,10 @@ class Runner(Protocol):
 
     def step(self) -> list[RowToken]:
         """One round: every decoding row's next token (several in order, where the runner guesses ahead)."""
+        ...
+
+    def prefix_use(self, row_id: str) -> PrefixUse:
+        """What a cache of prefixes did for a row that has read its prompt and was not removed."""
         ...
 
     def stats(self) -> RunnerStats: ...

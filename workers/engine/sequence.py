@@ -97,6 +97,17 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixUse:
+    """Tokens of a prompt that came from a cache of prefixes, and of those that were read, how many it has now."""
+
+    read_tokens: int = 0
+    written_tokens: int = 0
+
+
+NO_PREFIX = PrefixUse()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """News of one sequence from one step.
 
@@ -104,7 +115,7 @@ class Chunk:
     the sequence, so that a resumed sequence never continues behind its own end. Tokens of a stop string are counted
     although their text is not emitted. `text` may be empty (a character or a possible stop string is incomplete), and
     the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last; `fault`
-    says whose an `error` is.
+    says whose an `error` is, `prefix` what a cache did for a sequence that came to its end.
     """
 
     prompt_id: str
@@ -115,6 +126,7 @@ class Chunk:
     stop_string: str | None = None
     error: str | None = None
     fault: Fault = Fault.ENGINE
+    prefix: PrefixUse = NO_PREFIX
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from workers.engine.adapters import Adapters
 from workers.engine.batch import Float32Logits
 from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
-from workers.engine.sequence import Sequence
+from workers.engine.sequence import NO_PREFIX, PrefixUse, Sequence
 
 
 class SerialRunner:
@@ -40,6 +40,9 @@ class SerialRunner:
     @property
     def waiting(self) -> int:
         return len(self._line)
+
+    def prefix_use(self, row_id: str) -> PrefixUse:
+        return NO_PREFIX
 
     def stats(self) -> RunnerStats:
         return RunnerStats(

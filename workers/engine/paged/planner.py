@@ -328,6 +328,7 @@ class Planner:
             row.table += self._pool.allocate(1)
             row.computed += tokens
             self._prefix.hit_tokens_total += tokens
+            row.reused += tokens
             plan.copied.append(BlockCopy(source, row.table[-1], tokens))
 
     def _plan_reading(self, plan: StepPlan) -> None:

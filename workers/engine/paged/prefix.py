@@ -121,6 +121,7 @@ class PrefixCache:
         tokens = len(blocks) * self._pool.block_tokens
         row.computed += tokens
         self.hit_tokens_total += tokens
+        row.reused += 0 if row.preemptions else tokens  # then it may be its own
 
     def find_tail(self, row: Row) -> int | None:
         """A block of another row that begins with all that this one still has to read, less than a block; or None.

@@ -29,6 +29,7 @@ class Row:
     `draws_left` is how many more tokens may be drawn. `slot` holds recurrent state, -1 for none.
     `drafts` are guesses at the coming tokens, to be checked in the next step. `place` is for whoever runs the row.
     `tail` is the name under which others find the end of what the row had to read.
+    `reused` tokens were found computed when the row began.
     `kept` blocks have been offered to the store on disk, which was asked for others if the row `is_fetched`.
     """
 
@@ -49,6 +50,7 @@ class Row:
         "prompt",
         "published",
         "rank",
+        "reused",
         "root",
         "slot",
         "table",
@@ -71,7 +73,7 @@ class Row:
         self.phase = Phase.WAITING
         self.table: list[int] = []
         self.hashes: list[bytes] = []
-        self.computed = self.published = self.kept = self.preemptions = 0
+        self.computed = self.published = self.kept = self.preemptions = self.reused = 0
         self.is_fetched = False
         self.tail: bytes | None = None
         self.slot = self.place = -1

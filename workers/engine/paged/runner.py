@@ -31,7 +31,7 @@ from workers.engine.paged.speculation import Speculation
 from workers.engine.paged.store import PrefixStore, StoreStats
 from workers.engine.paged.stored import StoredPrefixes
 from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
-from workers.engine.sequence import Sequence
+from workers.engine.sequence import PrefixUse, Sequence
 
 Finite: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 
@@ -125,6 +125,12 @@ class PagedRunner:
     @property
     def waiting(self) -> int:
         return len(self._planner.waiting)
+
+    def prefix_use(self, row_id: str) -> PrefixUse:
+        row = self._rows[row_id]
+        prompt_tokens, size = len(row.prompt.token_ids), self._model.block_tokens
+        read = min(row.reused, prompt_tokens)
+        return PrefixUse(read, max(0, min(row.published, prompt_tokens // size) * size - read))
 
     def stats(self) -> RunnerStats:
         pool, now, total, guesses = self._pool, self._times, self._times_total, self._speculation
