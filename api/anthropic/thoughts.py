@@ -28,6 +28,6 @@ def carried(signed: str) -> str | None:
         return None
     try:
         packed = base64.urlsafe_b64decode(signed.removeprefix(_CARRIED))
-        return zlib.decompressobj().decompress(packed, _MOST_CARRIED_BYTES).decode()
+        return zlib.decompressobj().decompress(packed, _MOST_CARRIED_BYTES).decode() or None
     except (binascii.Error, zlib.error, UnicodeDecodeError, ValueError):
         return None

@@ -29,6 +29,7 @@ CHANGING = [
     (re.compile(r'"created":\d+'), '"created":0'),
     (re.compile(r"^id: \d+-", re.MULTILINE), "id: CLAIM-"),
     (re.compile(r"call_[0-9a-f]{24}"), "call_ID"),
+    (re.compile(r"toolu_[0-9a-f]{24}"), "toolu_ID"),
 ]
 EXCHANGES: dict[str, tuple[dict[str, Any], Script]] = {
     "plain": ({}, Script(cached_tokens=3)),

@@ -6,7 +6,7 @@ attempt emitted restores its whole state: text, stop matching, counts and the po
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from workers.engine.errors import InvalidPrompt
@@ -126,7 +126,7 @@ class Chunk:
     stop_string: str | None = None
     error: str | None = None
     fault: Fault = Fault.ENGINE
-    prefix: PrefixUse = NO_PREFIX
+    prefix: PrefixUse = field(default=NO_PREFIX, compare=False)  # that depends on the company
 
 
 @dataclass(frozen=True, slots=True)
