@@ -109,7 +109,7 @@ class MessagesRenderer:
             self._space = ""
             head = {"type": "thinking", "thinking": "", "signature": ""}
         if part.kind is PartKind.CALL:
-            call_id = f"toolu_{call_digest(self._job_id, part.call)}"
+            call_id = part.call_id or f"toolu_{call_digest(self._job_id, part.call)}"
             head = {"type": "tool_use", "id": call_id, "name": part.name, "input": {}}
         self._open = _Block(part.kind, head, part.call)
         self._blocks.append(self._open)
