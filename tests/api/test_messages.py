@@ -109,22 +109,20 @@ async def test_system_messages_stand_where_the_template_takes_them(
     await until(is_known)
 
 
-@pytest.mark.parametrize(
-    ("fields", "ignored"),
-    [
-        ({"context_management": {"edits": []}, "inference_geo": "eu"}, ["context_management", "inference_geo"]),
-        ({"output_config": {"effort": "high"}}, ["output_config.effort"]),
-        ({"tools": [{**TOOL, "input_examples": [{}], "eager_input_streaming": True}]}, ["tools.0.input_examples"]),
-        ({"metadata": {"user_id": "u", "more": 1}, "cache_control": {"type": "ephemeral"}}, ["metadata.more"]),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2000}, "unknown": 1, "mcp_servers": []}, ["unknown"]),
-    ],
-)
-async def test_what_has_no_effect_is_listed(
-    client: httpx2.AsyncClient, worker: ScriptedWorker, fields: dict[str, Any], ignored: list[str]
-) -> None:
-    answer = await client.post(f"{URL}?beta=true", json=body(**fields), headers={"anthropic-beta": "a-1,b-2"})
-    assert answer.status_code == 200
-    assert set(ignored) <= set(answer.headers["farm-ignored-params"].split(", "))
+IGNORED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"context_management": {"edits": []}, "inference_geo": "eu"}, ["context_management", "inference_geo"]),
+    ({"output_config": {"effort": "high"}}, ["output_config.effort"]),
+    ({"tools": [{**TOOL, "input_examples": [{}], "eager_input_streaming": True}]}, ["tools.0.input_examples"]),
+    ({"metadata": {"user_id": "u", "more": 1}, "cache_control": {"type": "ephemeral"}}, ["metadata.more"]),
+    ({"thinking": {"type": "enabled", "budget_tokens": 2000}, "unknown": 1, "mcp_servers": []}, ["unknown"]),
+]
+
+
+async def test_what_has_no_effect_is_listed(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    for fields, ignored in IGNORED:
+        answer = await client.post(f"{URL}?beta=true", json=body(**fields), headers={"anthropic-beta": "a-1,b-2"})
+        assert answer.status_code == 200, answer.text
+        assert set(ignored) <= set(answer.headers["farm-ignored-params"].split(", "))
 
 
 async def test_blocks_of_anthropics_servers_are_left_out_and_listed(
@@ -137,40 +135,39 @@ async def test_blocks_of_anthropics_servers_are_left_out_and_listed(
     assert answer.headers["farm-ignored-params"] == "messages.1.content.0"
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"max_tokens": -1}, "'max_tokens'"),
-        ({"messages": []}, "'messages'"),
-        ({"messages": [{"role": "user", "content": "x"}], "max_tokens": "5"}, "'max_tokens'"),
-        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "'tools.0.type'"),
-        ({"tools": [{"name": "f"}]}, "'tools.0.input_schema'"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "'tool_choice.name'"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice"),
-        ({"tools": [{**TOOL, "strict": True, "input_schema": {"not": {}}}], "tool_choice": {"type": "any"}}, "tools.0"),
-        (
-            {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
-            "'output_config.format.schema'",
-        ),
-        ({"mcp_servers": [{"name": "x"}]}, "'mcp_servers'"),
-        ({"container": "c"}, "'container'"),
-        ({"messages": [user({"type": "image", "source": PIXEL})]}, "'messages.0.content.0'"),
-        ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "content.0.source"),
-        ({"messages": [user({"type": "document", "source": {**PIXEL, "media_type": "application/pdf"}})]}, "source"),
-        ({"messages": [user({"type": "tool_result", "tool_use_id": "no"})]}, "'messages.0.content.0.tool_use_id'"),
-        ({"messages": [user({"type": "text"})]}, "'messages.0.content.0.text'"),
-        ({"messages": [user({"type": "wonder"})]}, "'messages.0.content.0.type'"),
-        ({"messages": [{"role": "system", "content": "only"}]}, "'messages'"),
-    ],
-)
-async def test_what_cannot_be_honoured_is_refused_by_name(
-    client: httpx2.AsyncClient, worker: ScriptedWorker, asked: dict[str, Any], message: str
-) -> None:
-    refused = await client.post(URL, json=body() | asked)
-    error = refused.json()
-    assert (refused.status_code, error["type"], error["error"]["type"]) == (400, "error", "invalid_request_error")
-    assert message in error["error"]["message"]
-    assert error["request_id"] == refused.headers["request-id"]
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"max_tokens": -1}, "'max_tokens'"),
+    ({"messages": []}, "'messages'"),
+    ({"messages": [{"role": "user", "content": "x"}], "max_tokens": "5"}, "'max_tokens'"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "'tools.0.type'"),
+    ({"tools": [{"name": "f"}]}, "'tools.0.input_schema'"),
+    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "'tool_choice.name'"),
+    ({"tool_choice": {"type": "any"}}, "tool_choice"),
+    ({"tools": [{**TOOL, "strict": True, "input_schema": {"not": {}}}], "tool_choice": {"type": "any"}}, "tools.0"),
+    (
+        {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+        "'output_config.format.schema'",
+    ),
+    ({"mcp_servers": [{"name": "x"}]}, "'mcp_servers'"),
+    ({"container": "c"}, "'container'"),
+    ({"messages": [user({"type": "image", "source": PIXEL})]}, "'messages.0.content.0'"),
+    ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "content.0.source"),
+    ({"messages": [user({"type": "document", "source": {**PIXEL, "media_type": "application/pdf"}})]}, "source"),
+    ({"messages": [user({"type": "tool_result", "tool_use_id": "no"})]}, "'messages.0.content.0.tool_use_id'"),
+    ({"messages": [user({"type": "text"})]}, "'messages.0.content.0.text'"),
+    ({"messages": [user({"type": "wonder"})]}, "'messages.0.content.0.type'"),
+    ({"messages": [{"role": "system", "content": "only"}]}, "'messages'"),
+]
+
+
+async def test_what_cannot_be_honoured_is_refused_by_name(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    for asked, message in REFUSALS:
+        refused = await client.post(URL, json=body() | asked)
+        error = refused.json()
+        assert (refused.status_code, error["type"]) == (400, "error"), asked
+        assert error["error"]["type"] == "invalid_request_error"
+        assert message in error["error"]["message"]
+        assert error["request_id"] == refused.headers["request-id"]
 
 
 async def test_an_image_in_a_tools_result_is_the_users(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
@@ -185,21 +182,19 @@ async def test_an_answer_goes_on_behind_its_beginning(client: httpx2.AsyncClient
     assert prompt.endswith("<|im_start|>assistant\nThe sum is")
 
 
-@pytest.mark.parametrize(
-    ("thinking", "opens"),
-    [
-        (None, False),
-        ({"type": "disabled"}, False),
-        ({"type": "adaptive"}, True),
-        ({"type": "enabled", "budget_tokens": 1024}, True),
-        ({"type": "between_tools"}, False),
-    ],
-)
-async def test_thinking_is_the_templates_to_open(
-    client: httpx2.AsyncClient, worker: ScriptedWorker, thinking: Any, opens: bool
-) -> None:
-    fields = {} if thinking is None else {"thinking": thinking}
-    assert (await prompt_of(client, worker, body(**fields))).endswith("<think>\n") is opens
+THINKING: list[tuple[Any, bool]] = [
+    (None, False),
+    ({"type": "disabled"}, False),
+    ({"type": "adaptive"}, True),
+    ({"type": "enabled", "budget_tokens": 1024}, True),
+    ({"type": "between_tools"}, False),
+]
+
+
+async def test_thinking_is_the_templates_to_open(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    for thinking, opens in THINKING:
+        fields = {} if thinking is None else {"thinking": thinking}
+        assert (await prompt_of(client, worker, body(**fields))).endswith("<think>\n") is opens, thinking
 
 
 async def test_a_single_call_is_one_at_most(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
