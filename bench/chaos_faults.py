@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 
 from bench.chaos_farm import ChaosFarm
 
-GAP_S = (1.0, 2.0)
-"""Between two faults."""
+GAP_S = 1.5
+"""Between two faults on average, drawn from 1 to 2."""
 
 Fault = Callable[[ChaosFarm, random.Random], Awaitable[None]]
 
@@ -103,13 +103,15 @@ FAULTS: Mapping[Fault, int] = {
 Hurt = Callable[[ChaosFarm, random.Random, float, Counter[str]], Awaitable[None]]
 
 
-async def wreak(farm: ChaosFarm, dice: random.Random, seconds: float, done: Counter[str]) -> None:
-    """A random fault every one or two seconds; ends when the last one is over."""
+async def wreak(
+    farm: ChaosFarm, dice: random.Random, seconds: float, done: Counter[str], *, gap_s: float = GAP_S
+) -> None:
+    """A random fault every one or two seconds (or about every `gap_s`); ends when the last one is over."""
     loop = asyncio.get_running_loop()
     end_s = loop.time() + seconds
     slow: set[asyncio.Task[None]] = set()
     while loop.time() < end_s:
-        await asyncio.sleep(dice.uniform(*GAP_S))
+        await asyncio.sleep(dice.uniform(gap_s * 2 / 3, gap_s * 4 / 3))
         (fault,) = dice.choices(list(FAULTS), list(FAULTS.values()))
         done[fault.__name__] += 1
         slow.add(asyncio.ensure_future(fault(farm, dice)))

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from workers.agent import LINUX_ENVIRONMENT
+from workers.spawning import LINUX_ENVIRONMENT
 from workers.engine import BLAS, load_model
 
 from bench.engine_bench import Bench  # isort: skip  (MLX comes after the BLAS)

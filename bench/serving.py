@@ -28,7 +28,7 @@ import uvloop
 from bench.bare_engine import OUTPUT_TOKENS, prompts
 from bench.models import build_qwen3
 from bench.valkey_server import valkey_server
-from workers.agent import LINUX_ENVIRONMENT
+from workers.spawning import LINUX_ENVIRONMENT
 
 ARRIVAL_GAP_S = 0.25
 
