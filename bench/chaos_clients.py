@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,7 @@ class Reading:
 class Client:
     """Asks one question on nodes that come and go."""
 
-    def __init__(self, http: httpx2.AsyncClient, urls: Sequence[str], asked: str, number: int) -> None:
+    def __init__(self, http: httpx2.AsyncClient, urls: list[str], asked: str, number: int) -> None:
         self.reading = Reading(asked)
         self._http = http
         self._nodes = itertools.cycle(urls[number % len(urls) :] + urls[: number % len(urls)])

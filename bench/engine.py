@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from workers.spawning import LINUX_ENVIRONMENT
 from workers.engine import BLAS, load_model
+from workers.spawning import LINUX_ENVIRONMENT
 
 from bench.engine_bench import Bench  # isort: skip  (MLX comes after the BLAS)
 from bench.engine_features import FEATURES  # isort: skip
