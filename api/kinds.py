@@ -18,6 +18,11 @@ from api.openai.completion_rendering import CompletionRenderer
 from api.openai.completions import COMPLETION_KIND, completion_draft
 from api.openai.schemas import ChatRequest, CompletionRequest
 from api.rendering import Renderer, RenderingNote, TokenBytes
+from api.vectors.embeddings import EMBEDDING_KIND, embedding_draft
+from api.vectors.rendering import EmbeddingRenderer, RerankRenderer, ScoreRenderer
+from api.vectors.schemas import EmbeddingRequest, RerankRequest, ScoreRequest
+from api.vectors.scores import RERANK_KIND, SCORE_KIND, rerank_draft, score_draft
+from scheduler.models import ModelCard
 
 
 def _chat(body: Any) -> Draft:
@@ -32,16 +37,36 @@ def _messages(body: Any) -> Draft:
     return messages_draft(validated(MessagesRequest, body, "body"))
 
 
+def _embedding(body: Any) -> Draft:
+    return embedding_draft(validated(EmbeddingRequest, body, "body"))
+
+
+def _rerank(body: Any) -> Draft:
+    return rerank_draft(validated(RerankRequest, body, "body"))
+
+
+def _score(body: Any) -> Draft:
+    return score_draft(validated(ScoreRequest, body, "body"))
+
+
 _DRAFTS: Mapping[str, Callable[[Any], Draft]] = {
     CHAT_KIND: _chat,
     COMPLETION_KIND: _completion,
     MESSAGES_KIND: _messages,
+    EMBEDDING_KIND: _embedding,
+    RERANK_KIND: _rerank,
+    SCORE_KIND: _score,
 }
 _RENDERERS: Mapping[str, Callable[[str, RenderingNote, TokenBytes], Renderer]] = {
     CHAT_KIND: ChatRenderer,
     COMPLETION_KIND: CompletionRenderer,
     MESSAGES_KIND: MessagesRenderer,
+    EMBEDDING_KIND: EmbeddingRenderer,
+    RERANK_KIND: RerankRenderer,
+    SCORE_KIND: ScoreRenderer,
 }
+_TASKS: Mapping[str, str] = {EMBEDDING_KIND: "embed", RERANK_KIND: "rerank", SCORE_KIND: "rerank"}
+_PLACES: Mapping[str, str] = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
 
 
 def draft_of(kind: str, body: Any) -> Draft:
@@ -49,6 +74,14 @@ def draft_of(kind: str, body: Any) -> Draft:
     if kind not in _DRAFTS:
         raise InvalidParameter("kind", f"Unknown kind {kind!r}; known: {', '.join(_DRAFTS)}.")
     return _DRAFTS[kind](body)
+
+
+def check_task(kind: str, card: ModelCard) -> None:
+    """Raise InvalidParameter where a model was not made for such jobs."""
+    task = _TASKS.get(kind, "generate")
+    if card.task != task:
+        made = f"{card.name!r} is a model to {card.task} (POST {_PLACES[card.task]})"
+        raise InvalidParameter("model", f"{made}, this needs one to {task}.", code="model_not_supported")
 
 
 def renderer_of(kind: str, job_id: str, note: RenderingNote, token_bytes: TokenBytes) -> Renderer:

@@ -13,6 +13,7 @@ from ulid import ULID
 from api.call import Call
 from api.draft import Draft
 from api.errors import ApiError
+from api.kinds import check_task
 from api.node import Node
 from scheduler.backpressure import Limits, Standing
 from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
@@ -53,6 +54,7 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> New
     """Everything before the queue. Raises ApiError, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable."""
     route = choose(node.rules.current, model=draft.model, lane=call.lane or draft.lane)
     card, adapter = await node.catalog.find(route.model)
+    check_task(draft.kind, card)
     prompts = await node.formats.get(card)
     request = replace(await draft.request(card, prompts, route.lane), adapter=adapter)
     key = call.idempotency_key

@@ -16,9 +16,9 @@ from pydantic import SecretStr, ValidationError
 
 from farm.errors import CommandError, UsageRefused
 from farm.output import table
-from scheduler.settings import ApiSettings, FarmSettings, SchedulerSettings, WorkerSettings, config_files
+from scheduler.settings import ApiSettings, FarmSettings, SchedulerSettings, ServeSettings, WorkerSettings, config_files
 
-CLASSES: tuple[type[FarmSettings], ...] = (ApiSettings, WorkerSettings, SchedulerSettings)
+CLASSES: tuple[type[FarmSettings], ...] = (ApiSettings, WorkerSettings, SchedulerSettings, ServeSettings)
 AnySettings = TypeVar("AnySettings", bound=FarmSettings)
 
 

@@ -62,6 +62,28 @@ DraftModel = Annotated[
         show_default="none",
     ),
 ]
+EmbeddingModel = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding-model",
+        metavar="MODEL",
+        help="A model for /v1/embeddings, beside the other: a folder or a Hugging Face id.",
+        show_default="none",
+    ),
+]
+RerankModel = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank-model",
+        metavar="MODEL",
+        help="A cross-encoder for /v1/rerank, beside the others: a folder or a Hugging Face id.",
+        show_default="none",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="generate, embed or rerank.", show_default="what the model's files say"),
+]
 MaxSequences = Annotated[
     int | None, typer.Option("--max-sequences", help="Rows of the decoding batch.", show_default="32")
 ]

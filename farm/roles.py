@@ -35,6 +35,8 @@ def serve(
     model_name: flags.ModelName = None,
     adapters: flags.Adapters = None,
     draft_model: flags.DraftModel = None,
+    embedding_model: flags.EmbeddingModel = None,
+    rerank_model: flags.RerankModel = None,
     max_sequences: flags.MaxSequences = None,
     kv_bits: flags.KvBits = None,
     home: flags.Home = None,
@@ -44,7 +46,7 @@ def serve(
     log_level: flags.LogLevel = None,
     log_format: flags.LogFormat = None,
 ) -> None:
-    """Start a whole farm on this machine: Valkey, SQLite, scheduler, API and one worker."""
+    """Start a whole farm on this machine: Valkey, SQLite, scheduler, API and a worker per model."""
     become("farm.serve", settings=ctx.params)
 
 
@@ -68,6 +70,7 @@ def worker(
     ctx: typer.Context,
     model: flags.Model = None,
     model_name: flags.ModelName = None,
+    task: flags.Task = None,
     adapters: flags.Adapters = None,
     draft_model: flags.DraftModel = None,
     max_sequences: flags.MaxSequences = None,

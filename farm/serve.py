@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import typer
@@ -19,15 +19,17 @@ from farm.home import Home, HomeLock
 from farm.output import complain
 from farm.supervisor import Ready, Supervisor
 from farm.terminal import foreground
-from scheduler.settings import ApiSettings, WorkerSettings
+from scheduler.settings import ApiSettings, ServeSettings, WorkerSettings
 
 _VALKEY_GRACE_S = 30.0
 _SCHEDULER_GRACE_S = 10.0
+_NOTHING_OF_THE_OTHER = {"FARM_MODEL_NAME": "", "FARM_ADAPTERS": "", "FARM_DRAFT_MODEL": "", "FARM_KV_BITS": "0"}
+"""What was said of the model that generates does not hold for those beside it."""
 
 
 def run() -> None:
     """Serve until a signal asks to stop. Raises CommandError when it cannot start."""
-    api, worker = config.load(ApiSettings), config.load(WorkerSettings)
+    api, worker, beside = config.load(ApiSettings), config.load(WorkerSettings), config.load(ServeSettings)
     home = Home(api.home_path)
     home.create()
     lock = HomeLock(home)
@@ -40,7 +42,7 @@ def run() -> None:
         first: list[Role] = []
         if socket:
             first = [_valkey_role(home, valkey.command(home, socket), lambda: valkey.ping(socket))]
-        others = _roles(api, worker, valkey.url(socket) if socket else api.redis_url)
+        others = _roles(api, worker, beside, valkey.url(socket) if socket else api.redis_url)
         asyncio.run(_supervise(first, others, Output(home.logs), lambda ready: _announce(ready, api, worker, home)))
     finally:
         lock.release()
@@ -59,21 +61,22 @@ def _valkey_role(home: Home, argv: list[str], probe: Callable[[], bool]) -> Role
     return Role(name="valkey", argv=argv, grace_s=_VALKEY_GRACE_S, probe=probe, echo=False, watches_stdin=False)
 
 
-def _roles(api: ApiSettings, worker: WorkerSettings, redis_url: str) -> list[Role]:
+def _roles(api: ApiSettings, worker: WorkerSettings, beside: ServeSettings, redis_url: str) -> list[Role]:
     """In the order in which they stop: the API ends its streams while a worker still feeds them."""
     environment = {"FARM_SUPERVISED": "1", "FARM_REDIS_URL": redis_url, "PYTHONUNBUFFERED": "1"}
     if api.log_format == "auto" and sys.stderr.isatty():
         environment["FARM_LOG_FORMAT"] = "console"
-    graces = {"api": api.drain_s + 5, "workers": worker.drain_s + 20, "scheduler": _SCHEDULER_GRACE_S}
-    return [
-        Role(
-            name=module.removesuffix("s"),
-            argv=[sys.executable, "-P", "-m", module],
-            grace_s=grace_s,
-            environment=environment,
-        )
-        for module, grace_s in graces.items()
-    ]
+    worker_grace_s = worker.drain_s + 20
+    roles = [_role("api", "api", api.drain_s + 5, environment), _role("worker", "workers", worker_grace_s, environment)]
+    for task, model in {"embed": beside.embedding_model, "rerank": beside.rerank_model}.items():
+        if model:
+            changes = {**_NOTHING_OF_THE_OTHER, "FARM_TASK": task, "FARM_MODEL": model}
+            roles.append(_role(f"{task}-worker", "workers", worker_grace_s, environment | changes))
+    return [*roles, _role("scheduler", "scheduler", _SCHEDULER_GRACE_S, environment)]
+
+
+def _role(name: str, module: str, grace_s: float, environment: Mapping[str, str]) -> Role:
+    return Role(name=name, argv=[sys.executable, "-P", "-m", module], grace_s=grace_s, environment=environment)
 
 
 def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home) -> None:
@@ -84,10 +87,12 @@ def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home
     model = str(about.get("model") or worker.model)
     key = api.api_key is not None
     header = ' -H "Authorization: Bearer $FARM_API_KEY"' if key else ""
+    more = [str(about["model"]) for name, about in ready.items() if name.endswith("-worker")]
     facts = {
         "API": f"{url}/v1   docs {url}/docs   metrics {url}/metrics",
         "Auth": "a key is required (FARM_API_KEY)" if key else "none: whoever reaches this address may use it",
         "Model": f"{model} ({about.get('engine', 'engine unknown')}; BLAS: {about.get('blas', 'unknown')})",
+        **({"Beside": ", ".join(more)} if more else {}),
         "Queue": "embedded Valkey" if not api.redis_url else config.masked(api.redis_url),
         "Record": config.masked(api.database),
         "Data": str(home.path),

@@ -24,7 +24,10 @@ _FRAME_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Text and token ids that one step added to one choice; `finish_reason` (stop, length) ends the choice."""
+    """Text and token ids that one step added to one choice; `finish_reason` (stop, length) ends the choice.
+
+    `vector`: little-endian float32, the whole answer of a model that does not generate.
+    """
 
     index: int
     token_ids: tuple[int, ...]
@@ -32,6 +35,7 @@ class Chunk:
     logprobs: TokenLogprobs | None = None
     finish_reason: str | None = None
     stop_string: str | None = None
+    vector: bytes | None = None
 
 
 CHUNK_FIELDS = len(fields(Chunk))
@@ -78,10 +82,13 @@ class Frame:
 
 
 def encode_chunks(chunks: Sequence[Chunk]) -> bytes:
-    """To msgpack: a list of [index, ids, text, logprobs, finish_reason, stop_string]."""
-    return bytes(
-        msgpack.packb([(c.index, c.token_ids, c.text, c.logprobs, c.finish_reason, c.stop_string) for c in chunks])
-    )
+    """To msgpack: a list of [index, ids, text, logprobs, finish_reason, stop_string], with a vector behind if any."""
+    return bytes(msgpack.packb([_fields(chunk) for chunk in chunks]))
+
+
+def _fields(c: Chunk) -> tuple[Any, ...]:
+    fields = (c.index, c.token_ids, c.text, c.logprobs, c.finish_reason, c.stop_string)
+    return fields if c.vector is None else (*fields, c.vector)
 
 
 def encode_end(end: End) -> bytes:

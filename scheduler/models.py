@@ -35,7 +35,8 @@ class ModelCard:
     """What an API node must know of a model to render, count and bound a prompt without its files.
 
     `adapters` are names that can be asked for like a model's.
-    `tool_format` is the name of mlx-lm's parser for the model's tool calls.
+    `tool_format` is the name of mlx-lm's parser for the model's tool calls. `task`: generate, embed or rerank; a model
+    that embeds has `dimensions`, and `short_dimensions` to which its vectors may be cut (() for any, None for none).
     """
 
     name: str
@@ -59,6 +60,9 @@ class ModelCard:
     adapters: tuple[str, ...] = ()
     obeys_grammars: bool = False
     tool_format: str | None = None
+    task: str = "generate"
+    dimensions: int | None = None
+    short_dimensions: tuple[int, ...] | None = None
 
     def encode(self) -> bytes:
         """To msgpack."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
@@ -24,6 +25,21 @@ Message = Mapping[str, Any]
 
 _TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What becomes of an input of more than `max_tokens`: its end goes (direction right), or its beginning (left)."""
+
+    max_tokens: int
+    direction: str = "right"
+
+
+class EncodedInput(NamedTuple):
+    """Token ids, and where the second text of a pair begins (behind the last token: nowhere)."""
+
+    token_ids: tuple[int, ...]
+    second_at: int
 
 
 class PromptFormat:
@@ -65,6 +81,31 @@ class PromptFormat:
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Text to token ids. Templates bring their own special tokens; plain text wants the tokenizer's (BOS)."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_input(
+        self, text: str, second: str | None = None, *, cut: Cut | None = None, second_tokens: int | None = None
+    ) -> EncodedInput:
+        """A text, or a pair of texts, with the tokenizer's special tokens, for a model of vectors.
+
+        Of a pair's second text no more than `second_tokens` are taken. Where the whole is too long, `cut` shortens the
+        text (of a pair the second one). Raises ContextTooLong where it may not, or cannot.
+        """
+        first = self._tokenizer.encode(text, add_special_tokens=False)
+        other = None if second is None else self._tokenizer.encode(second, add_special_tokens=False)
+        if other is not None and second_tokens is not None:
+            other.truncate(second_tokens)
+        special = self._tokenizer.num_special_tokens_to_add(other is not None)
+        tokens = len(first) + (0 if other is None else len(other)) + special
+        limit = self.card.context_tokens if cut is None else cut.max_tokens
+        if tokens > limit:
+            last = first if other is None else other
+            room = limit - (tokens - len(last))
+            if cut is None or room < 0:
+                raise ContextTooLong(tokens, limit)
+            last.truncate(room, direction=cut.direction)
+        whole = self._tokenizer.post_process(first, other, True)
+        seconds = [at for at, sequence in enumerate(whole.sequence_ids) if sequence == 1]
+        return EncodedInput(tuple(whole.ids), seconds[0] if seconds else len(whole.ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text, special tokens included."""

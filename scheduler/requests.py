@@ -48,6 +48,8 @@ class JobRequest:
     `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones.
     `adapter` names one of the model's adapters, None for the model as it is.
     The text of every answer obeys the `grammar`.
+    For a model of vectors: `second_at` says of each prompt where a pair's second text begins (empty: no pairs),
+    `dimensions` how many numbers are wanted (None: all).
     `rendering` is the edge's own note on how to put the answer into the caller's protocol; the core never reads it.
     """
 
@@ -60,6 +62,8 @@ class JobRequest:
     logprobs: int | None = None
     adapter: str | None = None
     grammar: Grammar | None = None
+    second_at: tuple[int, ...] = ()
+    dimensions: int | None = None
     rendering: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,6 +79,10 @@ class JobRequest:
     def choice_prompt(self, index: int) -> tuple[int, ...]:
         """The prompt's token ids that choice `index` answers."""
         return self.prompts[index // self.n]
+
+    def choice_second_at(self, index: int) -> int | None:
+        """Where the second text of the pair begins that choice `index` is about."""
+        return self.second_at[index // self.n] if self.second_at else None
 
     def choice_seed(self, index: int) -> int:
         """A seed of its own for each choice; choice 0 has the request's."""
@@ -113,6 +121,7 @@ class JobRequest:
             "stop": len(self.stopping.strings) + len(self.stopping.token_ids),
             "ignore_eos": self.stopping.ignore_eos,
             "grammar": self.grammar.kind.value if self.grammar else None,
+            "dimensions": self.dimensions,
         }
 
 

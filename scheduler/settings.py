@@ -156,6 +156,9 @@ class WorkerSettings(FarmSettings):
         "", description="A smaller model with the same tokens that guesses ahead: a folder or a Hugging Face id."
     )
     max_sequences: int = Field(32, ge=1, description="Rows of the decoding batch.")
+    task: Literal["auto", "generate", "embed", "rerank"] = Field(
+        "auto", description="What the model is for; auto: what its files say."
+    )
     engine: Literal["auto", "paged", "batch", "serial"] = Field(
         "auto", description="What computes: our paged cache, mlx-lm's BatchGenerator, or one row at a time."
     )
@@ -178,6 +181,13 @@ class WorkerSettings(FarmSettings):
     @classmethod
     def _named_folders(cls, given: Any) -> Any:
         return _by_name(given, "adapters", "FOLDER")
+
+
+class ServeSettings(FarmSettings):
+    """What `mlx-farm serve` needs besides: models with a worker of their own, next to the one that generates."""
+
+    embedding_model: str = Field("", description="Folder or Hugging Face id of a model for /v1/embeddings.")
+    rerank_model: str = Field("", description="Folder or Hugging Face id of a cross-encoder for /v1/rerank.")
 
 
 class SchedulerSettings(FarmSettings):

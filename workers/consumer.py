@@ -335,6 +335,8 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
         resume_ids=tuple(job.choices[index].token_ids),
         priority=PRIORITY[job.claimed.lane],
         adapter=request.adapter,
+        second_at=request.choice_second_at(index),
+        dimensions=request.dimensions,
         grammar=Grammar(GrammarKind(request.grammar.kind), request.grammar.text) if request.grammar else None,
     )
 
@@ -358,9 +360,9 @@ def _frame_chunk(chunk: Chunk) -> FrameChunk:
     logprobs = None
     if chunk.logprobs is not None:
         logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
-    return FrameChunk(
-        _index(chunk), chunk.token_ids, chunk.text, logprobs, reason.value if reason else None, chunk.stop_string
-    )
+    ended = reason.value if reason else None
+    index = _index(chunk)
+    return FrameChunk(index, chunk.token_ids, chunk.text, logprobs, ended, chunk.stop_string, chunk.vector)
 
 
 def _index(chunk: Chunk) -> int:
@@ -377,6 +379,7 @@ def _joined(before: FrameChunk, after: FrameChunk) -> FrameChunk:
         None if after.logprobs is None else (before.logprobs or ()) + after.logprobs,
         after.finish_reason,
         after.stop_string,
+        after.vector or before.vector,
     )
 
 

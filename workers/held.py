@@ -69,7 +69,7 @@ class HeldJob:
     def next_frame(self, chunks: Iterable[Chunk], now_s: float) -> tuple[FrameId, tuple[Chunk, ...]]:
         """Number a step's chunks as the next frame of this job's log and remember them."""
         body = tuple(chunks)
-        if self.first_token_s is None and any(chunk.token_ids for chunk in body):
+        if self.first_token_s is None and any(chunk.token_ids or chunk.vector for chunk in body):
             self.first_token_s = now_s
         self.frames.append((FrameId(self.claimed.generation, self.sequence + 1), body))
         self._apply(body)

@@ -11,10 +11,12 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import uvloop
@@ -39,7 +41,11 @@ from workers.engine import (
     ModelInfo,
     PagedOptions,
     StoreOptions,
+    Task,
+    UnsupportedModel,
+    find_model,
     load_engine,
+    task_of,
 )
 from workers.engine_thread import EngineThread
 from workers.lease import Lease
@@ -48,6 +54,9 @@ from workers.spawning import told_to_begin
 
 log = structlog.get_logger()
 
+ENCODER_PROCESS = "workers.encoder_process"
+"""Serves models that answer with numbers; it imports libraries that text generation does without."""
+
 DEMO_FOLDER = Path(__file__).parent / "demo"
 FIGURES_PERIOD_S = 1.0
 UNBOUNDED_CONTEXT_TOKENS = 2**20
@@ -55,9 +64,9 @@ UNBOUNDED_CONTEXT_TOKENS = 2**20
 
 
 class ModelProcess:
-    """Puts the parts together; lives from load to drain."""
+    """Puts the parts together; lives from load to drain. `rows` of the engine that `load` makes are kept full."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int) -> None:
         self._settings = settings
         self._name = served_name(settings)
         self._redis = command_client(settings.redis)
@@ -65,8 +74,8 @@ class ModelProcess:
         self._queue = JobQueue(self._redis, shards=settings.shards, policy=settings.queue_policy)
         self._loop = asyncio.get_running_loop()
         self._failed = asyncio.Event()
-        self._engine = EngineThread(self._load, on_chunks=self._on_chunks, on_failure=self._on_failure)
-        self._consumer = Consumer(self._queue, self._engine, self._name, rows=settings.max_sequences)
+        self._engine = EngineThread(load, on_chunks=self._on_chunks, on_failure=self._on_failure)
+        self._consumer = Consumer(self._queue, self._engine, self._name, rows=rows)
         self._lease = Lease(
             settings,
             os.environ.get("FARM_WORKER_BASE") or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
@@ -123,18 +132,6 @@ class ModelProcess:
             log.error("model process failed", error=repr(error))
         await self._leave()
         return 0 if healthy and not errors else 1
-
-    def _load(self) -> LoadedEngine:
-        """Load the model; called from the thread that will run it."""
-        settings = self._settings
-        return load_engine(
-            str(DEMO_FOLDER) if settings.model == "demo" else settings.model,
-            max_sequences=settings.max_sequences,
-            backend=EngineBackend(settings.engine),
-            paged=paged_options(settings),
-            adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},
-            draft_model=settings.draft_model or None,
-        )
 
     async def _leave(self) -> None:
         self._pulse.stop()
@@ -240,31 +237,77 @@ def model_card(name: str, info: ModelInfo, engine: str, context_tokens: int | No
         parameters=info.parameters,
         weight_bytes=info.weight_bytes,
         tool_format=info.tool_format,
+        task=info.task.value,
+        dimensions=info.dimensions,
+        short_dimensions=info.short_dimensions,
     )
 
 
-async def serve(settings: WorkerSettings) -> int:
+def load_generator(settings: WorkerSettings) -> LoadedEngine:
+    """The engine that generates text, as these settings want it. Raises ModelError."""
+    return load_engine(
+        model_source(settings),
+        max_sequences=settings.max_sequences,
+        backend=EngineBackend(settings.engine),
+        paged=paged_options(settings),
+        adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},
+        draft_model=settings.draft_model or None,
+    )
+
+
+def model_source(settings: WorkerSettings) -> str:
+    """The model's folder or Hugging Face id."""
+    return str(DEMO_FOLDER) if settings.model == "demo" else settings.model
+
+
+async def serve(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int) -> int:
     """Run one model process until a stop signal."""
     stop = stop_event()
     try:
-        return await ModelProcess(settings).run(stop)
+        return await ModelProcess(settings, load, rows=rows).run(stop)
     except ModelError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_MODEL
+        return refused(error)
 
 
-def main() -> int:
-    """Wait where this is a spare, then settings, logs, run."""
+def run(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int) -> NoReturn:
+    """Wait where this is a spare, then logs, run, end."""
     if not told_to_begin():
-        return 0
-    settings = WorkerSettings()
+        sys.exit(0)
     configure_logs(settings.log_level, settings.log_format)
     sys.setswitchinterval(0.0005)  # frames must not wait 5 ms for the engine's thread to let go of the interpreter
-    return uvloop.run(serve(settings))
-
-
-if __name__ == "__main__":
-    code = main()
+    code = uvloop.run(serve(settings, load, rows=rows))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of MLX or a hung engine must not keep a stopped process alive
+
+
+def main() -> NoReturn:
+    """Serve a model that generates text, or become the process that serves what this one is not made for."""
+    settings = WorkerSettings()
+    try:
+        task = asked_task(settings)
+    except ModelError as error:
+        sys.exit(refused(error))
+    if task is not Task.GENERATE:
+        if find_spec("mlx_embeddings") is None:
+            need = f"{settings.model} is a model to {task}, which needs mlx-embeddings"
+            sys.exit(refused(UnsupportedModel(f"{need}: pip install 'mlx-farm[embeddings]'")))
+        os.execv(sys.executable, [sys.executable, "-P", "-m", ENCODER_PROCESS])
+    run(settings, lambda: load_generator(settings), rows=settings.max_sequences)
+
+
+def asked_task(settings: WorkerSettings) -> Task:
+    """What the settings say that the model is for, or its files. Raises ModelError."""
+    if settings.task != "auto":
+        return Task(settings.task)
+    return task_of(find_model(model_source(settings)))
+
+
+def refused(error: ModelError) -> int:
+    """Say why the model cannot be served; the exit code for that."""
+    sys.stderr.write(f"{error}\n")
+    return EXIT_MODEL
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from api.errors import InvalidParameter, Unsupported
-from api.openai.schemas import Generation
+from api.openai.schemas import Body, Generation, Urgency
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.requests import Sampling, Stopping
@@ -63,24 +63,34 @@ def ignored_fields(body: Generation) -> list[str]:
     """Unknown fields, to be listed for the caller. Raises Unsupported for documented ones that ask for something."""
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options", "stream_options needs stream: true.")
-    extra = dict(body.model_extra or {})
-    for name, value in extra.items():
-        if name in NO_OPS and value is not None and value not in NO_OPS[name]:
-            raise Unsupported(name)
-    unknown = [name for name in extra if name not in NO_OPS]
+    unknown = unknown_fields(body, NO_OPS)
     for field, options in (("stream_options", body.stream_options), ("structured_outputs", body.structured_outputs)):
         if options is not None:
             unknown += [f"{field}.{name}" for name in options.model_extra or {}]
-    return [name for name in unknown if _HEADER_SAFE.fullmatch(name)][:20]
+    return shown_fields(unknown)
 
 
-def canonical_hash(kind: str, body: Generation) -> str:
+def unknown_fields(body: Body, no_ops: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """Fields that are neither known nor documented. Raises Unsupported for documented ones that ask for something."""
+    extra = dict(body.model_extra or {})
+    for name, value in extra.items():
+        if name in no_ops and value is not None and value not in no_ops[name]:
+            raise Unsupported(name)
+    return [name for name in extra if name not in no_ops]
+
+
+def shown_fields(names: list[str]) -> list[str]:
+    """Those names of fields that a header can carry."""
+    return [name for name in names if _HEADER_SAFE.fullmatch(name)][:20]
+
+
+def canonical_hash(kind: str, body: Body) -> str:
     """SHA-256 over the kind and the body with its keys in order."""
     content = {"kind": kind, "body": body.model_dump(exclude_unset=True)}
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def asked_lane(body: Generation) -> Lane:
+def asked_lane(body: Urgency) -> Lane:
     """The lane that `priority` or `service_tier` asks for."""
     if body.priority:
         return Lane.HIGH if body.priority < 0 else Lane.LOW

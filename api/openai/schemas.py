@@ -23,7 +23,8 @@ def _text_or_list(value: Any) -> str:
     return "-text" if isinstance(value, str) else "-list"
 
 
-def _prompt_kind(value: Any) -> str:
+def prompt_kind(value: Any) -> str:
+    """Which of a prompt's four forms this is."""
     if isinstance(value, str):
         return "-text"
     first = value[0] if isinstance(value, list) and value else ""
@@ -135,10 +136,18 @@ Stop = Annotated[
 TokenIds = list[Annotated[int, Field(ge=0)]]
 
 
-class Generation(Body):
-    """What both endpoints have in common: sampling, stopping, streaming, and vLLM's extras."""
+class Urgency(Body):
+    """What all endpoints have in common: which model is asked, by whom, and how soon."""
 
     model: str = Field(min_length=1, max_length=256)
+    user: str | None = Field(None, max_length=512, description="Shown with the job.")
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    priority: int | None = Field(None, description="Below 0: lane high, above 0: lane low.")
+
+
+class Generation(Urgency):
+    """What both endpoints have in common: sampling, stopping, streaming, and vLLM's extras."""
+
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
@@ -150,8 +159,6 @@ class Generation(Body):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512, description="Shown with the job.")
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     top_k: int | None = Field(None, ge=-1, description="-1 and 0: off.")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
@@ -163,7 +170,6 @@ class Generation(Body):
     guided_regex: str | None = Field(None, min_length=1)
     guided_choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
     guided_grammar: str | None = Field(None, min_length=1, description="Lark, with a rule `start`.")
-    priority: int | None = Field(None, description="Below 0: lane high, above 0: lane low.")
 
 
 class ChatRequest(Generation):
@@ -197,7 +203,7 @@ Prompt = Annotated[
     | Annotated[
         list[Annotated[TokenIds, Field(min_length=1)]], Field(min_length=1, max_length=128), Tag("-token_lists")
     ],
-    Discriminator(_prompt_kind),
+    Discriminator(prompt_kind),
 ]
 
 

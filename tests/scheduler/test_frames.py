@@ -24,6 +24,7 @@ chunks = st.builds(
     logprobs=logprobs,
     finish_reason=st.none() | st.sampled_from(["stop", "length"]),
     stop_string=st.none() | text,
+    vector=st.none() | st.binary(max_size=16),
 )
 data = st.dictionaries(text, st.none() | ids | numbers | text)
 

@@ -23,7 +23,7 @@ from workers.engine.errors import (
     WeightsMissing,
 )
 from workers.engine.guided import Grammar, GrammarKind
-from workers.engine.loading import LoadedModel, ModelInfo, load_model
+from workers.engine.loading import LoadedModel, ModelInfo, find_model, load_model
 from workers.engine.sequence import (
     Chunk,
     Fault,
@@ -33,6 +33,7 @@ from workers.engine.sequence import (
     StopRule,
     TokenLogprob,
 )
+from workers.engine.tasks import Task, task_of
 
 __all__ = [
     "BLAS",
@@ -63,13 +64,16 @@ __all__ = [
     "SamplingParams",
     "StopRule",
     "StoreOptions",
+    "Task",
     "TokenLogprob",
     "TokenizerMissing",
     "UnsupportedModel",
     "WeightsMissing",
+    "find_model",
     "installed_backend",
     "load_blas",
     "load_engine",
     "load_model",
     "make_engine",
+    "task_of",
 ]

@@ -4,7 +4,6 @@ Model files are data: code in a model folder is never run. On the CPU back end w
 float32 products are fast there.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from tokenizers import Tokenizer
 
 from workers.engine.adapters import Adapters, attach_adapters
 from workers.engine.backend import Backend, installed_backend
-from workers.engine.errors import ConfigMissing, ModelNotFound, TokenizerMissing, UnsupportedModel, WeightsMissing
+from workers.engine.errors import ModelNotFound, TokenizerMissing, UnsupportedModel, WeightsMissing
+from workers.engine.tasks import Task, read_config
 from workers.engine.vocabulary import Vocabulary
 
 MODEL_FILES: Final = [
@@ -54,7 +54,8 @@ class ModelInfo:
 
     `tokenizer_json` and `chat_template` (a Jinja source, with `special_tokens` by name as its variables) suffice to
     turn messages into token ids without MLX. `weight_bytes` is what the weights occupy as loaded. `context_tokens`
-    is None where the configuration names no bound.
+    is None where the configuration names no bound. A model that embeds has `dimensions`; it was trained so that its
+    vectors may be cut to `short_dimensions` (() for any number; None: not at all).
     """
 
     path: Path
@@ -73,6 +74,9 @@ class ModelInfo:
     tool_format: str | None
     tool_call_start: str | None
     tool_call_end: str | None
+    task: Task = Task.GENERATE
+    dimensions: int | None = None
+    short_dimensions: tuple[int, ...] | None = None
 
 
 CALL_MARKS: Mapping[str, tuple[str, ...]] = {
@@ -122,20 +126,9 @@ def find_model(model: str) -> Path:
         raise ModelNotFound(f"no model {model!r} (looked in: {looked}; hub: {error})") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigMissing(f"{folder} has no config.json: it is not a model folder") from error
-    except ValueError as error:
-        raise ConfigMissing(f"{folder / 'config.json'} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ConfigMissing(f"{folder / 'config.json'} does not name a model_type")
-    return config
-
-
-def _check_folder(folder: Path) -> dict[str, Any]:
-    config = _read_config(folder)
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder that has all that a model needs. Raises the `ModelError` that says what lacks."""
+    config = read_config(folder)
     if not any(folder.glob("model*.safetensors")):
         raise WeightsMissing(f"{folder} has no model*.safetensors (other weight formats have to be converted)")
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
@@ -153,11 +146,11 @@ def load_model(
     Raises the `ModelError` that names what is missing or not supported.
     """
     folder = find_model(model)
-    config = _check_folder(folder)
+    config = check_folder(folder)
     try:
         loaded: tuple[Any, ...] = load_with_mlx_lm(str(folder), lazy=True, return_config=True)
         network, wrapper, config = loaded
-        parameters = _count(network)
+        parameters = count_parameters(network)
         if installed_backend() is Backend.CPU:
             network = dequantize_model(network)
             network.set_dtype(mx.float32)
@@ -165,12 +158,13 @@ def load_model(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"mlx-lm cannot load {folder} ({config['model_type']}): {error}") from error
     attached = attach_adapters(network, adapters or {})
-    vocabulary = Vocabulary(_fast_tokenizer(wrapper, folder), (*_marks(wrapper), *shown_special_tokens))
+    vocabulary = Vocabulary(fast_tokenizer(wrapper, folder), (*_marks(wrapper), *shown_special_tokens))
     info = _describe(folder, config, wrapper, vocabulary, network, parameters)
     return LoadedModel(model=network, vocabulary=vocabulary, info=info, adapters=attached)
 
 
-def _fast_tokenizer(wrapper: TokenizerWrapper, folder: Path) -> Tokenizer:
+def fast_tokenizer(wrapper: Any, folder: Path) -> Tokenizer:
+    """The `tokenizers` tokenizer inside a transformers one. Raises `TokenizerMissing` where there is none."""
     tokenizer = getattr(wrapper, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         raise TokenizerMissing(f"the tokenizer in {folder} cannot be represented by the tokenizers library")
@@ -206,13 +200,14 @@ def context_tokens(config: dict[str, Any], tokenizer_max: float) -> int | None:
     return int(tokenizer_max) if 0 < tokenizer_max < 1 << 31 else None
 
 
-def _count(network: Any) -> int:
+def count_parameters(network: Any) -> int:
     """Parameters as published: a quantized weight counts as many as it stands for."""
     count: Callable[[Any], int] = get_total_parameters
     return count(network)
 
 
-def _weight_bytes(network: Any) -> int:
+def weight_bytes(network: Any) -> int:
+    """What a network's weights occupy."""
     weights: Any = tree_flatten(network.parameters())
     return sum(int(array.nbytes) for _, array in weights)
 
@@ -249,7 +244,7 @@ def _describe(
         context_tokens=context_tokens(config, getattr(wrapper, "model_max_length", math.inf)),
         vocab_size=_vocab_size(network),
         parameters=parameters,
-        weight_bytes=_weight_bytes(network),
+        weight_bytes=weight_bytes(network),
         eos_token_ids=tuple(sorted(token for token in wrapper.eos_token_ids if isinstance(token, int))),
         tokenizer_json=vocabulary.json,
         chat_template=_chat_template(wrapper),

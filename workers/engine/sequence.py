@@ -59,6 +59,8 @@ class Prompt:
     `resume_ids` are tokens that an earlier attempt has already emitted; generation continues behind them.
     `priority`: where memory runs out, sequences of a higher one keep their place. The text obeys the `grammar`.
     `adapter` names one of the adapters that were loaded with the model; None: the model as it is.
+    For a model of vectors: `second_at` is where a pair's second text begins (None: one text), `dimensions` how many
+    numbers are wanted (None: all).
     """
 
     id: str
@@ -70,6 +72,8 @@ class Prompt:
     priority: int = 0
     grammar: Grammar | None = None
     adapter: str | None = None
+    second_at: int | None = None
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,8 @@ class Chunk:
     the sequence, so that a resumed sequence never continues behind its own end. Tokens of a stop string are counted
     although their text is not emitted. `text` may be empty (a character or a possible stop string is incomplete), and
     the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last; `fault`
-    says whose an `error` is, `prefix` what a cache did for a sequence that came to its end.
+    says whose an `error` is, `prefix` what a cache did for a sequence that came to its end. `vector`: little-endian
+    float32, the whole answer of a model that does not generate.
     """
 
     prompt_id: str
@@ -127,6 +132,7 @@ class Chunk:
     error: str | None = None
     fault: Fault = Fault.ENGINE
     prefix: PrefixUse = field(default=NO_PREFIX, compare=False)  # that depends on the company
+    vector: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
