@@ -74,7 +74,8 @@ def test_every_dependency_is_pinned_exactly_and_without_an_address(project: dict
 def test_what_the_code_imports_is_declared(project: dict[str, Any]) -> None:
     """A dependency of a dependency may go away with its next release."""
     owners = packages_distributions()
-    declared = set(_names([*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["train"]]))
+    extras = project["project"]["optional-dependencies"]
+    declared = set(_names([*project["project"]["dependencies"], *extras["train"], *extras["embeddings"]]))
     declared |= {"mlx", "mlx-cpu", "mlx-metal", "mlx-cuda-13"}
     undeclared = {}
     for package in ("api", "scheduler", "workers", "farm", "migrations"):
