@@ -219,7 +219,7 @@ def test_an_async_job_keeps_its_vectors_and_its_record(vector_farm: Any, http: h
 
 
 def test_a_request_outlives_the_worker_that_computed_half_of_it(http: httpx2.Client, expected: np.ndarray) -> None:
-    texts = [TEXTS[index % 3] + " and so on" * 8 for index in range(2048)]
+    texts = [TEXTS[index % 3] + " and so on" * 8 for index in range(512)]
     undisturbed = np.array([item["embedding"] for item in _embed(http, texts[:3])])
     workers = http.get("/admin/workers").json()["data"]
     pid = next(worker["pid"] for worker in workers if worker.get("model") == "embed")
@@ -228,13 +228,13 @@ def test_a_request_outlives_the_worker_that_computed_half_of_it(http: httpx2.Cli
         while not any(job["state"] == "running" for job in http.get("/v1/jobs?state=running").json()["data"]):
             assert not answer.done()
         os.kill(pid, signal.SIGKILL)
-        data = answer.result(60)
+        data = answer.result(240)
     found = np.array([item["embedding"] for item in data])
-    assert [item["index"] for item in data] == list(range(2048))
-    assert np.abs(found - undisturbed[np.arange(2048) % 3]).max() < CLOSE
+    assert [item["index"] for item in data] == list(range(512))
+    assert np.abs(found - undisturbed[np.arange(512) % 3]).max() < CLOSE
 
 
 def _embed(http: httpx2.Client, texts: list[str]) -> list[dict[str, Any]]:
-    answer = http.post("/v1/embeddings", json={"model": "embed", "input": texts}).raise_for_status().json()
+    answer = http.post("/v1/embeddings", json={"model": "embed", "input": texts}, timeout=240).raise_for_status().json()
     data: list[dict[str, Any]] = answer["data"]
     return data
