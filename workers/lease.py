@@ -51,10 +51,11 @@ class Lease:
         """Begin; `wait_registered` says when the lease exists."""
         self._thread.start()
 
-    async def wait_registered(self) -> None:
-        """Return once Redis knows the current name."""
-        while not self._registered.is_set():
-            await asyncio.to_thread(self._registered.wait, 1.0)
+    async def wait_registered(self, stop: asyncio.Event) -> bool:
+        """Return once Redis knows the current name; False: `stop` came first."""
+        while not stop.is_set() and not self._registered.is_set():
+            await asyncio.to_thread(self._registered.wait, 0.5)
+        return self._registered.is_set()
 
     def stop(self) -> None:
         """End the thread; the lease itself runs out or is removed by the reaper."""

@@ -103,7 +103,9 @@ class ModelProcess:
         log.info("engine", backend=self._engine.description)
         self._pulse.start()
         self._lease.start()
-        await self._lease.wait_registered()
+        if not await self._lease.wait_registered(stop):
+            await self._leave()
+            return 0
         self._consumer.begin_lease(self._lease.name)
         figures = {
             "model": self._name,
