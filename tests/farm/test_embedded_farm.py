@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from bench.tiny_encoders import SIZES, write_embedder, write_scorer
 from farm import valkey
 from farm.home import Home
 
@@ -154,4 +155,24 @@ def test_a_part_that_cannot_start_ends_serve_with_its_reason(environment: dict[s
     assert done.returncode == 1
     assert "The worker did not start" in done.stderr
     assert "/no/such/model" in done.stderr
+    assert farm_processes(environment) == {}
+
+
+def test_models_that_embed_and_rank_are_served_beside_the_one_that_chats(
+    environment: dict[str, str], serve: Callable[[], Serving], tmp_path: Path
+) -> None:
+    environment["FARM_MODEL_NAME"] = "chat"  # a name of the first model alone
+    environment["FARM_EMBEDDING_MODEL"] = str(write_embedder(tmp_path / "texts", "bert"))
+    environment["FARM_RERANK_MODEL"] = str(write_scorer(tmp_path / "pairs", "bert"))
+    serving = serve()
+    assert "Beside  texts, pairs" in serving.banner
+    with httpx2.Client(base_url=serving.url, timeout=60) as http:
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["chat", "pairs", "texts"]
+        embedded = http.post("/v1/embeddings", json={"model": "texts", "input": "a text"}).raise_for_status().json()
+        assert len(embedded["data"][0]["embedding"]) == SIZES["hidden_size"]
+        asked = {"model": "pairs", "query": "which", "documents": ["one", "two"]}
+        assert len(http.post("/v1/rerank", json=asked).raise_for_status().json()["results"]) == 2
+        chat = {"model": "chat", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+        http.post("/v1/chat/completions", json=chat).raise_for_status()
+    assert serving.interrupt()[0] == 0
     assert farm_processes(environment) == {}

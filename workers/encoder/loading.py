@@ -26,7 +26,7 @@ from workers.encoder.networks import Encoder, Pooling
 from workers.engine import Backend, LoadedEngine, ModelInfo, Task, UnsupportedModel, find_model, installed_backend
 from workers.engine.loading import check_folder, count_parameters, fast_tokenizer, weight_bytes
 
-STEP_TOKENS: Final = {Backend.CPU: 2048, Backend.METAL: 16_384, Backend.CUDA: 16_384}
+STEP_TOKENS: Final = {Backend.CPU: 512, Backend.METAL: 16_384, Backend.CUDA: 16_384}
 MAX_CONTEXT_TOKENS: Final = 8192
 """Attention over one input takes memory with the square of its length."""
 
@@ -62,7 +62,7 @@ SCORERS: Final[Mapping[str, tuple[Any, Any] | None]] = {
 def load_encoder(model: str, *, task: Task, step_tokens: int | None = None) -> LoadedEngine:
     """Load a model (a folder or a Hugging Face id) that embeds or scores, in the thread that will run it.
 
-    `step_tokens`: what one step computes (default: 2,048 on a CPU, 16,384 on a GPU). Raises `ModelError`.
+    `step_tokens`: what one step computes (default: 512 on a CPU, 16,384 on a GPU). Raises `ModelError`.
     """
     installed = installed_backend()
     if installed is Backend.CPU:
