@@ -83,6 +83,14 @@ class InvalidParameter(ApiError):
         super().__init__(400, f"Invalid {param!r}: {message}", param=param, code=code)
 
 
+class JobEnded(ApiError):
+    """A job that did not end well."""
+
+    def __init__(self, end: End, status: int, message: str, **more: Any) -> None:
+        super().__init__(status, message, **more)
+        self.end = end
+
+
 class Draining(ApiError):
     """This node is about to stop; jobs go on without it."""
 
@@ -133,7 +141,7 @@ def api_error(error: FarmError) -> ApiError:
     )
 
 
-def end_error(end: End) -> ApiError:
+def end_error(end: End) -> JobEnded:
     """A job's end that is not `finished`, as the error that its caller gets."""
     code = str(end.data.get("error_code") or "")
     message = str(end.data.get("error") or "")
@@ -141,18 +149,18 @@ def end_error(end: End) -> ApiError:
     match end.state:
         case JobState.CANCELLED:
             text = "The job was cancelled."
-            return ApiError(409, text, kind="conflict_error", code="cancelled", headers=final)
+            return JobEnded(end, 409, text, kind="conflict_error", code="cancelled", headers=final)
         case JobState.EXPIRED:
             text = message or "The job's deadline passed before it was done."
-            return ApiError(504, text, kind="timeout_error", code="timeout")
+            return JobEnded(end, 504, text, kind="timeout_error", code="timeout")
         case JobState.DEAD:
             text = message or "Workers died while running this job."
-            return ApiError(500, text, kind=SERVER_ERROR, code=code or "worker_lost", headers=final)
+            return JobEnded(end, 500, text, kind=SERVER_ERROR, code=code or "worker_lost", headers=final)
         case _ if code in ("context_length_exceeded", "invalid_request"):
-            return ApiError(400, message, code=code)
+            return JobEnded(end, 400, message, code=code)
         case _:
             text = message or "The engine failed."
-            return ApiError(500, text, kind=SERVER_ERROR, code=code or "engine_error", headers=final)
+            return JobEnded(end, 500, text, kind=SERVER_ERROR, code=code or "engine_error", headers=final)
 
 
 def _headers(error: FarmError) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,6 +83,12 @@ async def ended_frames(node: Node, job: KnownJob) -> Sequence[Frame]:
     if frames or job.durable is None:
         return frames
     return job.durable.frames or ()
+
+
+async def all_of(frames: Sequence[Frame]) -> AsyncGenerator[Frame | None, None]:
+    """Kept frames as those of a running job come."""
+    for frame in frames:
+        yield frame
 
 
 async def job_object(node: Node, caller: Caller, job_id: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from api.bodies import JsonResponse, JsonRoute
 from api.call import MAX_TIMEOUT_S, CurrentCall
 from api.errors import ApiError, InvalidParameter
 from api.following import frames_of
-from api.job_object import KnownJob, ended_frames, find_job, job_object, record_object
+from api.job_object import KnownJob, all_of, ended_frames, find_job, job_object, record_object
 from api.kinds import draft_of
 from api.limit_headers import limit_headers
 from api.listing import MAX_PAGE, WantedJobs, after_cursor, cursor_of
@@ -134,12 +134,7 @@ async def _frames(node: Node, job: KnownJob) -> AsyncGenerator[Frame | None, Non
     if not job.ended:
         return frames_of(node, job.id, tick_s=tick_s(node))
     frames = await ended_frames(node, job)
-    return _all_of(frames) if frames else None
-
-
-async def _all_of(frames: Sequence[Frame]) -> AsyncGenerator[Frame | None, None]:
-    for frame in frames:
-        yield frame
+    return all_of(frames) if frames else None
 
 
 def _after(text: str | None) -> FrameId:

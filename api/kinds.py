@@ -11,11 +11,14 @@ from api.anthropic.rendering import MessagesRenderer
 from api.anthropic.schemas import MessagesRequest
 from api.bodies import validated
 from api.draft import Draft
-from api.errors import InvalidParameter
+from api.errors import InvalidParameter, Unsupported
 from api.openai.chat import CHAT_KIND, chat_draft
 from api.openai.chat_rendering import ChatRenderer
 from api.openai.completion_rendering import CompletionRenderer
 from api.openai.completions import COMPLETION_KIND, completion_draft
+from api.openai.responses.drafting import RESPONSE_KIND, response_draft
+from api.openai.responses.rendering import ResponseRenderer
+from api.openai.responses.schemas import ResponseRequest
 from api.openai.schemas import ChatRequest, CompletionRequest
 from api.rendering import Renderer, RenderingNote, TokenBytes
 from api.vectors.embeddings import EMBEDDING_KIND, embedding_draft
@@ -49,6 +52,15 @@ def _score(body: Any) -> Draft:
     return score_draft(validated(ScoreRequest, body, "body"))
 
 
+def _response(body: Any) -> Draft:
+    """Alone: what came before, and what is kept, is known at /v1/responses only."""
+    request = validated(ResponseRequest, body, "body")
+    for name in ("previous_response_id", "background"):
+        if getattr(request, name):
+            raise Unsupported(f"body.{name}", "POST /v1/responses has it.")
+    return response_draft(request)
+
+
 _DRAFTS: Mapping[str, Callable[[Any], Draft]] = {
     CHAT_KIND: _chat,
     COMPLETION_KIND: _completion,
@@ -56,6 +68,7 @@ _DRAFTS: Mapping[str, Callable[[Any], Draft]] = {
     EMBEDDING_KIND: _embedding,
     RERANK_KIND: _rerank,
     SCORE_KIND: _score,
+    RESPONSE_KIND: _response,
 }
 _RENDERERS: Mapping[str, Callable[[str, RenderingNote, TokenBytes], Renderer]] = {
     CHAT_KIND: ChatRenderer,
@@ -64,6 +77,7 @@ _RENDERERS: Mapping[str, Callable[[str, RenderingNote, TokenBytes], Renderer]] =
     EMBEDDING_KIND: EmbeddingRenderer,
     RERANK_KIND: RerankRenderer,
     SCORE_KIND: ScoreRenderer,
+    RESPONSE_KIND: ResponseRenderer,
 }
 _TASKS: Mapping[str, str] = {EMBEDDING_KIND: "embed", RERANK_KIND: "rerank", SCORE_KIND: "rerank"}
 _PLACES: Mapping[str, str] = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}

@@ -28,6 +28,7 @@ from scheduler.queue import JobQueue
 from scheduler.settings import ApiSettings
 from scheduler.store import Store
 from scheduler.tokens import TokenListener, TokenLog
+from scheduler.turns import Turns
 from scheduler.workers import WorkerBoard
 
 
@@ -45,6 +46,7 @@ class Node:
     catalog: ModelCatalog
     formats: PromptFormats
     store: Store
+    turns: Turns
     rules: RuleBook
     board: WorkerBoard
     drain: Drain
@@ -82,6 +84,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         catalog=catalog,
         formats=PromptFormats(catalog),
         store=store,
+        turns=Turns(engine),
         rules=RuleBook(store),
         board=WorkerBoard(redis),
         drain=drain,

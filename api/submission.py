@@ -21,6 +21,7 @@ from scheduler.job_ids import new_job_id
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
 from scheduler.routing import choose
+from scheduler.store import KeptInput
 from scheduler.tokens import Backlog
 
 log = structlog.get_logger()
@@ -50,8 +51,11 @@ class Accepted:
     standing: Standing | None = None
 
 
-async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> NewJob:
-    """Everything before the queue. Raises ApiError, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable."""
+async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaited: bool = False) -> NewJob:
+    """Everything before the queue; `awaited`: somebody waits for the answer of a durable job.
+
+    Raises ApiError, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable.
+    """
     route = choose(node.rules.current, model=draft.model, lane=call.lane or draft.lane)
     card, adapter = await node.catalog.find(route.model)
     check_task(draft.kind, card)
@@ -69,7 +73,7 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool) -> New
         model_asked=draft.model,
         request_id=call.request_id,
         durable=durable,
-        deadline_ms=_deadline_ms(node, draft, call, durable),
+        deadline_ms=_deadline_ms(node, draft, call, awaited=awaited or not durable),
         node="" if durable else node.name,
         idempotency_key=(ASYNC_KEYS if durable else "") + key if key else "",
         body_hash=draft.body_hash if key else "",
@@ -100,27 +104,29 @@ async def submit(node: Node, job: NewJob, limits: Limits) -> Accepted:
     return Accepted(job_id, request, replace(job, id=job_id, request=request), again=True, standing=standing)
 
 
-async def accept(node: Node, job: NewJob, limits: Limits) -> Accepted:
-    """Charge the caller's limits, commit an async job, then tell the queue (a relay does it later where that fails).
+async def accept(node: Node, job: NewJob, limits: Limits, kept: KeptInput | None = None) -> Accepted:
+    """Charge the caller's limits, commit an async job with what is kept of its input, then tell the queue.
+
+    A relay tells it later where that fails.
 
     Raises RateLimited, OverLimit, RecordUnavailable, IdempotencyConflict, QueueFull; nothing was accepted then.
     """
     standing = await _charge(node, job, limits)
     job_id = ""
     try:
-        job_id = await _commit(node, job)
+        job_id = await _commit(node, job, kept)
     finally:
         if job_id != job.id:
             await _uncharge(node, job)
     return Accepted(job_id, job.request, job, again=job_id != job.id, standing=standing)
 
 
-async def _commit(node: Node, job: NewJob) -> str:
+async def _commit(node: Node, job: NewJob, kept: KeptInput | None) -> str:
     """Return the id of the job, or of an earlier one with the same idempotency key."""
     with suppress(QueueUnavailable):  # then the relay will see whether there is room
         await node.queue.require_room(job)
     try:
-        job_id = await node.store.accept(job)
+        job_id = await node.store.accept(job, kept)
     except IdempotencyConflict as error:
         raise IdempotencyConflict(job.idempotency_key.removeprefix(ASYNC_KEYS)) from error
     if job_id != job.id:
@@ -141,11 +147,11 @@ def _job_id(shards: int, tenant: str, key: str) -> str:
     return f"{int.from_bytes(digest[:8]) % shards}-{ULID()}"
 
 
-def _deadline_ms(node: Node, draft: Draft, call: Call, durable: bool) -> int:
+def _deadline_ms(node: Node, draft: Draft, call: Call, *, awaited: bool) -> int:
     """How long the job may take: what the caller said; a unary caller's SDK says how long it will wait. 0: no limit."""
     if call.timeout_s is not None:
         return round(call.timeout_s * 1000)
-    if durable:
+    if not awaited:
         return 0
     patience_s = call.patience_s if call.patience_s and not draft.streamed and not call.stays else math.inf
     return round(min(patience_s, node.settings.request_timeout_s) * 1000)

@@ -18,7 +18,7 @@ from scheduler.jobs import JobState
 from scheduler.outages import redis_errors
 from scheduler.projector import HOUR_MS, RETENTION, Projector, retention_cutoff
 from scheduler.queue import JobQueue, shard_key
-from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow
+from scheduler.tables import CheckpointRow, DurableJobRow, EventRow, JobRow, TurnRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,11 @@ class Retention:
         return Forgotten(results, jobs, events, entries, token_logs)
 
     async def _results(self, before_ms: int) -> int:
+        """Answers, and the inputs that were kept with them."""
+        old = DurableJobRow.ended_ms < before_ms
         async with record_errors(), self._engine.begin() as connection:
-            gone = await connection.execute(delete(DurableJobRow).where(DurableJobRow.ended_ms < before_ms))
+            await connection.execute(delete(TurnRow).where(TurnRow.id.in_(select(DurableJobRow.id).where(old))))
+            gone = await connection.execute(delete(DurableJobRow).where(old))
         return gone.rowcount
 
     async def _records(self, before_ms: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from scheduler.jobs import TERMINAL, Job, JobState, Lane
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
 from scheduler.routing import Match, Rule, RuleSet, in_order
-from scheduler.tables import DurableJobRow, JobRow, RuleRow
+from scheduler.tables import DurableJobRow, JobRow, RuleRow, TurnRow
 from scheduler.wire import known_fields
 
 JOB_COLUMNS = tuple(field.name for field in fields(Job))
@@ -36,6 +36,14 @@ class JobFilter:
     lane: Lane | None = None
     since_ms: int | None = None
     until_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptInput:
+    """What is kept of an async job's input, to be gone on from later (scheduler/turns.py)."""
+
+    input: bytes
+    previous_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +64,10 @@ class Store:
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
 
-    async def accept(self, job: NewJob) -> str:
+    async def accept(self, job: NewJob, kept: KeptInput | None = None) -> str:
         """Commit an async job; return its id, or the first job's id for a repeated idempotency key. Idempotent by id.
+
+        What is to be kept of its input is committed with it.
 
         Raises IdempotencyConflict for the same key with another body.
         """
@@ -74,6 +84,9 @@ class Store:
             try:
                 async with self.engine.begin() as connection:
                     await connection.execute(insert(DurableJobRow).values(row))
+                    if kept is not None:
+                        turn = {"previous_id": kept.previous_id, "input": kept.input}
+                        await connection.execute(insert(TurnRow).values(id=job.id, tenant=job.tenant, **turn))
             except IntegrityError:
                 return await self._accepted_before(job)
         return job.id

@@ -129,6 +129,17 @@ class DurableJobRow(Table):
     result: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
+class TurnRow(Table):
+    """The input of an async job that a client asked to keep, and the turn that it goes on from."""
+
+    __tablename__ = "turns"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    previous_id: Mapped[str | None] = mapped_column(Text)
+    input: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class RuleRow(Table):
     """Routing rules; a version is written once, as a whole, and never updated."""
 
