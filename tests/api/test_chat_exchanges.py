@@ -26,7 +26,7 @@ NUMBER = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "s
 IMPOSSIBLE = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}
 CHANGING = [
     (re.compile(r"\d-[0-9A-HJKMNP-TV-Z]{26}"), "JOB"),
-    (re.compile(r'"created":\d+'), '"created":0'),
+    (re.compile(r'"(created|created_at|completed_at)":\d+'), r'"\1":0'),
     (re.compile(r"^id: \d+-", re.MULTILINE), "id: CLAIM-"),
     (re.compile(r"call_[0-9a-f]{24}"), "call_ID"),
     (re.compile(r"toolu_[0-9a-f]{24}"), "toolu_ID"),
@@ -63,7 +63,12 @@ def shown(response: httpx2.Response) -> str:
 async def test_the_exchange_is_as_it_was(client: httpx2.AsyncClient, worker: ScriptedWorker, name: str) -> None:
     fields, worker.script = EXCHANGES[name]
     body = chat_body(seed=1, **fields)
-    exchange = f"{json.dumps(body, indent=1)}\n\n{shown(await client.post(URL, json=body))}"
+    compare(name, body, await client.post(URL, json=body))
+
+
+def compare(name: str, body: dict[str, Any], response: httpx2.Response) -> None:
+    """Is it what the file says? Or write the file."""
+    exchange = f"{json.dumps(body, indent=1)}\n\n{shown(response)}"
     file = FOLDER / f"{name}.txt"
     if os.environ.get("FARM_WRITE_EXCHANGES"):
         file.write_text(exchange, encoding="utf-8")

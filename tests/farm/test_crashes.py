@@ -144,6 +144,46 @@ def test_another_api_node_gives_the_rest_after_a_kill_of_the_first(crashing: Any
     assert sequences(cut.ids + rest.ids) == list(range(1, len(cut.ids + rest.ids) + 1))
 
 
+RESPONSE = {key: value for key, value in SEEDED.items() if key not in ("messages", "max_tokens")}
+RESPONSE |= {"input": "Tell me a story.", "max_output_tokens": 400}
+
+
+def test_another_api_node_tells_a_response_on_behind_the_number_seen_last(crashing: Any) -> None:
+    undisturbed = told("POST", f"{crashing.url}/v1/responses", json=RESPONSE)
+    node = crashing.start("api")
+    cut = told("POST", f"{node.facts['url']}/v1/responses", count=20, then=node.kill, json=RESPONSE)
+    response_id, last = cut[0]["response"]["id"], cut[-1]["sequence_number"]
+    url = f"{crashing.apis[1].facts['url']}/v1/responses/{response_id}"
+    rest = told("GET", url, params={"stream": "true", "starting_after": str(last)})
+    events = cut + rest
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert deltas(events) == deltas(undisturbed)
+    assert events[-1]["response"]["output"][0]["content"] == undisturbed[-1]["response"]["output"][0]["content"]
+    kept = httpx2.get(url).json()
+    assert kept == events[-1]["response"]
+
+
+def told(
+    method: str, url: str, count: int | None = None, then: Callable[[], Any] = lambda: None, **request: Any
+) -> list[dict[str, Any]]:
+    """The events of a response: all of them, or so many, and `then` something happens before the stream is left."""
+    events: list[dict[str, Any]] = []
+    with httpx2.stream(method, url, timeout=90, **request) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                events.append(json.loads(line.removeprefix("data: ")))
+            if len(events) == count:
+                then()
+                break
+    return events
+
+
+def deltas(events: list[dict[str, Any]]) -> str:
+    """The text of a response's events."""
+    return "".join(event.get("delta", "") for event in events)
+
+
 def test_a_stopped_worker_is_fenced_when_it_continues(crashing: Any, eventually: Callable[..., Any]) -> None:
     with stream(crashing.url, SEEDED) as response:
         undisturbed = read(response, Transcript())
