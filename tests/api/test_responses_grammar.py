@@ -25,6 +25,7 @@ NOTE = RenderingNote(
     service_tier="default",
     think=("<think>", "</think>"),
     call=("<tool_call>", "</tool_call>"),
+    call_format="json_tools",
     extras={
         "echo": ECHO,
         "tools": {
@@ -128,13 +129,12 @@ def without_counts(response: dict[str, Any]) -> dict[str, Any]:
     return response | {"usage": None}
 
 
-@given(texts, cuts, st.sampled_from(ENDS), st.booleans(), st.booleans())
+@given(texts, cuts, st.sampled_from(ENDS), st.booleans())
 def test_events_obey_their_grammar_and_cuts_make_no_difference(
-    text: str, at: list[int], ending: tuple[End, str | None], background: bool, bound: bool
+    text: str, at: list[int], ending: tuple[End, str | None], background: bool
 ) -> None:
     end, reason = ending
-    note = replace(NOTE, bound_calls=bound)
-    note = replace(note, extras={**note.extras, "echo": {**ECHO, "background": background}})
+    note = replace(NOTE, extras={**NOTE.extras, "echo": {**ECHO, "background": background}})
     events = told(text, at, reason, end, note)
     final = checked(events)
     if reason is not None:  # what a job held back when it was cut off is not said

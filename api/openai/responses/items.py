@@ -72,7 +72,8 @@ class Items:
             return _Text(self._job_id, index, part.kind, seals=self._manner.seals)
         name = part.name or ""
         tool = self._manner.tools.get(name, {"type": "function", "name": name})
-        return _Call(self._job_id, index, f"call_{call_digest(f'{self._job_id}:0', part.call)}", tool)
+        call_id = part.call_id or f"call_{call_digest(f'{self._job_id}:0', part.call)}"
+        return _Call(self._job_id, index, call_id, tool)
 
 
 class _Text:

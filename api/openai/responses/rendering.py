@@ -160,9 +160,10 @@ class ResponseRenderer:
 
     def _usage(self, end: End) -> dict[str, Any]:
         prompt_tokens, output_tokens = self._note.prompt_tokens, self._reader.output_tokens
+        read, written = (int(end.data.get(name) or 0) for name in ("cached_tokens", "cache_written_tokens"))
         return {
             "input_tokens": prompt_tokens,
-            "input_tokens_details": {"cached_tokens": int(end.data.get("cached_tokens") or 0), "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
             "output_tokens": output_tokens,
             "output_tokens_details": {"reasoning_tokens": self._reader.reasoning_tokens},
             "total_tokens": prompt_tokens + output_tokens,

@@ -13,6 +13,7 @@ from api.call import CurrentCall
 from api.errors import ApiError, InvalidParameter
 from api.following import frames_of
 from api.job_object import all_of, ended_frames
+from api.kinds import check_task
 from api.node import CurrentNode, Node
 from api.openai.responses.drafting import response_draft
 from api.openai.responses.kept import (
@@ -62,6 +63,7 @@ async def count_input_tokens(body: ResponseRequest, node: CurrentNode, call: Cur
     draft = response_draft(body, await earlier_items(node, call.caller, body))
     route = choose(node.rules.current, model=draft.model, lane=call.lane or draft.lane)
     card, _ = await node.catalog.find(route.model)
+    check_task(draft.kind, card)
     tokens = await draft.input_tokens(card, await node.formats.get(card))
     return JsonResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
