@@ -11,6 +11,7 @@ import pytest
 from tests.api.scripted_farm import CONTEXT_TOKENS, MODEL, Script, ScriptedWorker, all_events, make_card, prompt_text
 
 URL = "/v1/responses"
+WIDE = make_card(context_tokens=8000)
 PATCH = {"type": "custom", "name": "patch", "description": "Edit a file."}
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 CODEX_TOOLS: list[dict[str, Any]] = [
@@ -79,6 +80,7 @@ async def test_what_cannot_be_honoured_is_refused_by_its_path(
 
 
 async def test_what_has_no_effect_is_listed(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    await worker.announce(WIDE)
     fields = {"text": {"verbosity": "low"}, "reasoning": {"summary": "auto"}, "prompt_cache_key": "k", "unheard_of": 1}
     answer = await client.post(URL, json=body(tools=CODEX_TOOLS, include=["reasoning.encrypted_content"], **fields))
     assert answer.headers["farm-ignored-params"].split(", ") == [
@@ -126,6 +128,7 @@ async def test_a_regex_binds_a_custom_tools_input(client: httpx2.AsyncClient, wo
 
 
 async def test_tools_of_a_namespace_keep_it(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
+    await worker.announce(WIDE)
     worker.script = Script(choices=[[called("mcp__look", {})]])
     first = (await client.post(URL, json=body(tools=CODEX_TOOLS))).json()
     call = first["output"][0]
@@ -187,6 +190,7 @@ async def test_an_agent_that_keeps_its_own_history_comes_to_its_end(
     client: httpx2.AsyncClient, worker: ScriptedWorker
 ) -> None:
     """The way Codex works: nothing is stored, every turn sends all items again."""
+    await worker.announce(WIDE)
     history: list[dict[str, Any]] = [{"type": "message", "role": "user", "content": "List the files."}]
     turns = [called("exec_command", {"cmd": "ls"}), called("apply_patch", {"input": "*** Begin"}), "Done."]
     for text in turns:
