@@ -160,10 +160,10 @@ class Store:
     async def alive_synchronous(self, after_id: str = "", limit: int = 500) -> list[Job]:
         """Jobs without an end that no `durable_jobs` row holds, by id."""
         table = JobRow.__table__
-        ended = [state.value for state in TERMINAL]
+        alive = [state.value for state in JobState if state not in TERMINAL]
         query = (
             select(table)
-            .where(table.c.state.not_in(ended), table.c.durable.is_(False), table.c.id > after_id)
+            .where(table.c.state.in_(alive), table.c.durable.is_(False), table.c.id > after_id)
             .order_by(table.c.id)
             .limit(limit)
         )
