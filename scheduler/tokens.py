@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from scheduler.errors import QueueUnavailable, UnknownJob
 from scheduler.frames import START, Chunk, End, Frame, FrameId, decode_body, encode_chunks
+from scheduler.glances import Glances
 from scheduler.heard import Heard
 from scheduler.jobs import TERMINAL
 from scheduler.outages import redis_errors
@@ -154,6 +155,7 @@ class TokenListener:
         self._redis = redis
         self._queue = queue
         self._log = TokenLog(queue)
+        self._glances = Glances(queue, node)
         self._followers: dict[str, set[Backlog]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
 
@@ -187,7 +189,7 @@ class TokenListener:
     ) -> AsyncGenerator[Frame | None]:
         """Yield the job's frames after what was `heard`, in order, each once, up to and with its End.
 
-        Yields None after each `tick_s` of silence (and then checks the log, so that a lost message costs one tick).
+        Yields None after each `tick_s` of silence (and then looks at the log, so that a lost message costs one tick).
         Outlives a Redis outage. Raises UnknownJob when the job's log is gone, AnswerDiverged. Ends at once when the
         End was heard. Without an `expected` backlog it begins by asking for the frames and reading the log.
         """
@@ -210,7 +212,7 @@ class TokenListener:
                             return
                 if not backlog.over and not await backlog.wait(tick_s):
                     yield None
-                    backlog.missed = True
+                    self._glances.ask(job_id, heard, backlog.miss)
         finally:
             backlog.close()
             self.forget(job_id, backlog)

@@ -45,14 +45,15 @@ CLAIM_POLL_S = 0.25
 
 
 class Consumer:
-    """Runs the jobs of one pool (one model). All methods belong to the event loop's thread."""
+    """Runs one pool's (model's) jobs, on the last `reserved_rows` the high lane's; belongs to the loop's thread."""
 
-    def __init__(self, queue: JobQueue, engine: EngineThread, pool: str, *, rows: int) -> None:
+    def __init__(self, queue: JobQueue, engine: EngineThread, pool: str, *, rows: int, reserved_rows: int = 0) -> None:
         self._queue = queue
         self._tokens = TokenLog(queue)
         self._engine = engine
         self._pool = pool
         self._rows = rows
+        self._reserved_rows = reserved_rows
         self._jobs: dict[str, HeldJob] = {}
         self._worker = ""
         self._nonce = ""
@@ -60,6 +61,7 @@ class Consumer:
         self._runs = itertools.count()
         self._claiming = True
         self._claim_under_way = asyncio.Lock()
+        self._offered_rows = 0  # free when it was last looked for jobs
         self._wake = asyncio.Event()
         self._arrived: asyncio.Queue[list[Chunk]] = asyncio.Queue()
         self._idle = asyncio.Event()
@@ -115,6 +117,7 @@ class Consumer:
             async with self._claim_under_way:
                 if self._claiming and self._worker and not self._solo and self.free_rows > 0:
                     await self._claim()
+            self._offered_rows = self.free_rows
             try:
                 async with asyncio.timeout(CLAIM_POLL_S):
                     await self._wake.wait()
@@ -128,6 +131,8 @@ class Consumer:
             while not self._arrived.empty():
                 steps.append(self._arrived.get_nowait())
             await self._emit([chunk for step in steps for chunk in step])
+            if self.free_rows > self._offered_rows:
+                self.wake()
             for _ in steps:
                 self._engine.taken()
 
@@ -154,6 +159,7 @@ class Consumer:
                     self._worker,
                     self._pool,
                     rows=self.free_rows,
+                    reserved=self._reserved_rows,
                     nonce=f"{self._nonce}{shard}",
                     idle=not self._jobs,
                     shard=shard,
@@ -213,7 +219,6 @@ class Consumer:
                 await self._answered(emission, code)
         for run, parts in by_run.items():
             await self._end_if_done(run, parts)
-        self.wake()
 
     def _running(self, run: str) -> HeldJob | None:
         """The job of a run, unless it was dropped (and perhaps claimed again) or is being ended."""

@@ -43,6 +43,11 @@ class Lease:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="lease", daemon=True)
 
     @property
+    def base(self) -> str:
+        """The part of the name that stays."""
+        return self._base
+
+    @property
     def name(self) -> str:
         """The worker's name under its current lease."""
         return f"{self._base}.{self._count}"

@@ -75,7 +75,8 @@ class ModelProcess:
         self._loop = asyncio.get_running_loop()
         self._failed = asyncio.Event()
         self._engine = EngineThread(load, on_chunks=self._on_chunks, on_failure=self._on_failure)
-        self._consumer = Consumer(self._queue, self._engine, self._name, rows=rows)
+        reserved = min(settings.high_lane_rows, rows - 1)
+        self._consumer = Consumer(self._queue, self._engine, self._name, rows=rows, reserved_rows=reserved)
         self._lease = Lease(
             settings,
             os.environ.get("FARM_WORKER_BASE") or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
@@ -147,7 +148,7 @@ class ModelProcess:
         await self._blocking.aclose()
 
     async def _wake_loop(self) -> None:
-        channels = [shard_key(shard, f"wake:{self._name}") for shard in range(self._queue.shards)]
+        channels = [shard_key(shard, f"wake:{self._lease.base}") for shard in range(self._queue.shards)]
         while True:
             with suppress(RedisError, OSError):
                 await self._listen(self._blocking, channels)

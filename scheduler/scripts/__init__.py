@@ -16,10 +16,13 @@ from scheduler.jobs import TRANSITIONS
 
 NAMES = (
     *("submit", "claim", "emit", "finish", "release", "cancel", "expire", "heartbeat", "reap", "listen"),
-    *("room", "place", "retry", "discard", "leave", "lose"),
+    *("room", "place", "retry", "discard", "leave", "lose", "glance"),
 )
 
 LIMIT_NAMES = ("admit", "settle")
+
+HIGH_SHARE = 1 / 16
+"""Of what may wait in all and for a model: only the high lane may fill it, so that nobody can shut people out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,11 @@ class QueuePolicy:
     log_ttl_ms: int = 3_600_000
     job_ttl_ms: int = 86_400_000
     idempotency_ttl_ms: int = 86_400_000
+
+    def bound(self, name: str, *, high: bool) -> int:
+        """A bound (`max_…`) as it holds for the high lane, or for the others."""
+        whole: int = getattr(self, name)
+        return whole if high or name.startswith("max_tenant_") else math.ceil(whole * (1 - HIGH_SHARE))
 
 
 def script_texts(policy: QueuePolicy, shards: int) -> Mapping[str, str]:
@@ -79,9 +87,15 @@ def _weights(policy: QueuePolicy) -> str:
 
 
 def _bounds(policy: QueuePolicy, shards: int) -> str:
-    """`BOUNDS`, in the order in which prelude.lua reads the counters: three of jobs, three of tokens."""
+    """`BOUNDS`, in the order in which prelude.lua reads the counters: three of jobs, three of tokens.
+
+    Each is {name, of the high lane, of the others}.
+    """
     names = ("waiting_jobs", "model_jobs", "tenant_jobs", "waiting_tokens", "model_tokens", "tenant_tokens")
-    rows = (f"{{'max_{name}',{math.ceil(getattr(policy, f'max_{name}') / shards)}}}" for name in names)
+    rows = []
+    for name in (f"max_{name}" for name in names):
+        high, others = (math.ceil(policy.bound(name, high=high) / shards) for high in (True, False))
+        rows.append(f"{{'{name}',{high},{others}}}")
     return f"local BOUNDS={{{','.join(rows)}}}\n"
 
 

@@ -1,11 +1,13 @@
 -- Give a worker jobs for `rows` sequences (the last one may need more): resumed ones first, then (for an idle worker)
 -- one suspect alone, then by lane (an overdue one has a right to its share) and, inside the lane, the tenant with the
 -- least service so far (virtual token counter, Sheng et al., https://arxiv.org/abs/2401.00588). A suspect that has
--- waited for AGE_MS goes first, and a worker makes room for it. Idempotent by nonce.
--- ARGV: worker pool rows nonce idle(0|1)
+-- waited for AGE_MS goes first, and a worker makes room for it. The last `reserved` rows are for the high lane only.
+-- Idempotent by nonce.
+-- ARGV: worker pool rows nonce idle(0|1) reserved
 -- Returns a list of {id, token, generation, last sequence, body, solo(0|1), submitted ms,
 -- claimed ms, attempt, lane asked for}; nil without a live lease.
 local wid, pool, rows, nonce, idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
+local reserved = math.min(rows, tonumber(ARGV[6]))
 local t = now()
 local lease = redis.call('ZSCORE', S .. 'wl', wid)
 if not lease or tonumber(lease) < t then return false end
@@ -154,15 +156,20 @@ local function makes_room()
 end
 
 local overdue_suspect = suspect_is_overdue()
-if overdue_suspect and not idle and makes_room() then return out end
+if overdue_suspect and not idle and makes_room() then
+  for _, room in ipairs({'any', 'high'}) do redis.call('ZREM', S .. 'idle:' .. room .. ':' .. pool, wid) end
+  return out
+end
 
-local guard = rows * 4 + 64
+local guard, alone = rows * 4 + 64, false
+rows = rows - reserved
 while rows > 0 and guard > 0 do
   guard = guard - 1
   if idle and #out == 0 and depth('solo') > 0 and (overdue_suspect or depth('resume') == 0) then
     local cost = take('solo', '_')
     if cost then
       redis.call('DEL', S .. 'room:' .. pool)
+      alone = true
       break
     end
     if cost == nil then repair('solo') end
@@ -173,6 +180,15 @@ while rows > 0 and guard > 0 do
     if not lane then break end
     take_fair(lane, by_right)
   end
+end
+rows = rows + reserved
+while rows > 0 and guard > 0 and not alone and depth('high') > 0 do
+  guard = guard - 1
+  take_fair('high', false)
+end
+for room, left in pairs({any = rows - reserved, high = rows}) do
+  local idle = S .. 'idle:' .. room .. ':' .. pool
+  if left > 0 and not alone then redis.call('ZADD', idle, -left, wid) else redis.call('ZREM', idle, wid) end
 end
 if #taken > 0 then redis.call('SET', S .. 'cl:' .. wid, nonce .. ' ' .. table.concat(taken, ' '), 'PX', 60000) end
 return out

@@ -38,7 +38,6 @@ if redis.call('SCARD', S .. 'wj:' .. wid) ~= known then
         drop_entry(j)
         redis.call('SREM', S .. 'wj:' .. wid, id)
         enqueue(id, j, h[4], 'resume', '_', t)
-        redis.call('PUBLISH', S .. 'wake:' .. h[4], '1')
       end
       disowned[#disowned + 1] = id
     end

@@ -15,6 +15,7 @@
 --                                      O:<pool>:<lane> tokens until an overdue lane has its next turn by right
 --   weights                    HASH    tenant -> weight that was set while the farm runs; goes before the settings' WEIGHTS
 --   wl, wj:<wid>               ZSET, SET  worker -> lease end ms, jobs a worker holds
+--   idle:any:<pool>, …:high:…  ZSET    workers that left a claim with room, for any lane or the high one: -rows left
 --   cl:<wid>                   STRING  nonce and ids of the last claim, so that a repeated claim gets the same answer
 --   lost:<id>                  STRING  the end of a job that the queue had lost was told
 --   room:<pool>                STRING  the worker that empties itself for a suspect that waits too long
@@ -25,7 +26,7 @@
 --                                      t:<tenant>, T:<tenant> (tokens)
 --   rate:<pool>                HASH    what ended while jobs waited: jobs, tokens, in ms (all fading), until at, waiting from
 --   fence                      STRING  counter of claims
--- Channels: n:<node> frames for an API node, {shard}wake:<pool> a job is waiting.
+-- Channels: n:<node> frames for an API node, {shard}wake:<worker, without the number of its lease> a job is waiting.
 --
 -- OOM policy: a script whose first write may grow memory is refused whole under maxmemory (submit begins with XADD);
 -- a script that begins with go() runs to its end, so that running work can always finish.
@@ -69,6 +70,22 @@ end
 -- LEGAL comes from the transition table in scheduler/jobs.py: event -> set of states it may leave.
 local function legal(event, state) return LEGAL[event][state or ''] == true end
 
+-- Wake one worker that has room for a job of this lane, the one with the most: all the others would find nothing.
+local function wake(pool, lane, t)
+  for _, room in ipairs(lane == 'high' and {'any', 'high'} or {'any'}) do
+    local idle = S .. 'idle:' .. room .. ':' .. pool
+    local first = redis.call('ZPOPMIN', idle)
+    while first[1] do
+      local lease = redis.call('ZSCORE', S .. 'wl', first[1])
+      if lease and tonumber(lease) >= t then
+        redis.call('PUBLISH', S .. 'wake:' .. string.gsub(first[1], '%.%d+$', ''), '1')
+        return
+      end
+      first = redis.call('ZPOPMIN', idle)
+    end
+  end
+end
+
 local function enqueue(id, j, pool, lane, tenant, t)
   local q = S .. 'q:' .. pool .. ':' .. lane .. ':' .. tenant
   redis.pcall('XGROUP', 'CREATE', q, 'w', '0', 'MKSTREAM')
@@ -88,6 +105,7 @@ local function enqueue(id, j, pool, lane, tenant, t)
     redis.call('ZADD', act, math.max(v, f, tonumber(least[2] or '0')), tenant)
     redis.call('HDEL', S .. 'vt', 'F:' .. pool .. ':' .. lane .. ':' .. tenant)
   end
+  wake(pool, lane, t)
 end
 
 -- A tenant's part of a lane, in relation to the others'.
@@ -124,13 +142,13 @@ local function leave_lane(id, j)
   end
 end
 
--- The first bound that a new job would pass: its name, what is there of it, and what drains per second; nil for none.
-local function bound_reached(pool, tenant, cost, t)
+-- The first bound that a new job of a lane would pass (lower lanes leave a part to the high one): its name, what is there of it, and what drains per second; nil for none.
+local function bound_reached(pool, tenant, lane, cost, t)
   local names = {'jobs', 'p:' .. pool, 't:' .. tenant, 'tokens', 'P:' .. pool, 'T:' .. tenant}
   local used = redis.call('HMGET', S .. 'cnt', unpack(names))
   for i, bound in ipairs(BOUNDS) do
     local have, more = tonumber(used[i] or '0'), i > 3 and cost or 1
-    if have + more > bound[2] then
+    if have + more > bound[lane == 'high' and 2 or 3] then
       local ms, jobs, tokens = drained(pool, t)
       return bound[1], have, ms > 0 and (i > 3 and tokens or jobs) / ms * 1000 or 0
     end

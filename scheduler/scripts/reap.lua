@@ -7,7 +7,7 @@ local max_crashes, limit, only = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local t = now()
 local gone = only ~= '' and {only} or redis.call('ZRANGEBYSCORE', S .. 'wl', '-inf', t, 'LIMIT', 0, 4)
 for _, wid in ipairs(gone) do redis.call('ZADD', S .. 'wl', 0, wid) end -- begun: this lease cannot be renewed any more
-local touched, pools = {}, {}
+local touched = {}
 local seen_by = only ~= '' and 'agent' or 'lease'
 
 local function crash(id, j, h, wid)
@@ -21,7 +21,6 @@ local function crash(id, j, h, wid)
     log('requeued', id, t, cjson.encode({why = 'worker_lost', seen_by = seen_by, worker = wid, crashes = crashes}))
     drop_entry(j)
     enqueue(id, j, h[4], crashes == max_crashes - 1 and 'solo' or 'resume', '_', t)
-    pools[h[4]] = true
   end
 end
 
@@ -36,5 +35,4 @@ for _, wid in ipairs(gone) do
   end
   if redis.call('SCARD', held) == 0 then redis.call('ZREM', S .. 'wl', wid) end
 end
-for pool in pairs(pools) do redis.call('PUBLISH', S .. 'wake:' .. pool, '1') end
 return touched

@@ -20,5 +20,4 @@ if delay > 0 then
 else
   enqueue(id, j, h[5], 'resume', '_', t)
 end
-redis.call('PUBLISH', S .. 'wake:' .. h[5], '1')
 return 'ok'

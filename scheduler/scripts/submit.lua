@@ -18,7 +18,7 @@ if idem ~= '' then
   end
 end
 local t = now()
-local bound, used, per_s = bound_reached(pool, tenant, tonumber(cost), t)
+local bound, used, per_s = bound_reached(pool, tenant, lane, tonumber(cost), t)
 if bound then return {'full', bound, int(used), tostring(per_s)} end
 if not legal(event, known) then return {'illegal', id} end
 log(event, id, t, data)
@@ -37,6 +37,5 @@ if wait > 0 then
   delay(id, j, t + wait)
 else
   enqueue(id, j, pool, lane, tenant, t)
-  redis.call('PUBLISH', S .. 'wake:' .. pool, '1')
 end
 return {'ok', id}

@@ -96,11 +96,13 @@ class Farm:
         assert (await self.queue.heartbeat(name, [], register=True)).alive
         return name
 
-    async def claim(self, worker: str = "w1", rows: int = 1, *, idle: bool = True, nonce: str = "") -> list[Claimed]:
+    async def claim(
+        self, worker: str = "w1", rows: int = 1, *, idle: bool = True, nonce: str = "", reserved: int = 0
+    ) -> list[Claimed]:
         """Claim; every call has a nonce of its own unless it is given."""
         await self.worker(worker)
         nonce = nonce or f"n{next(self._nonces)}"
-        return await self.queue.claim(worker, POOL, rows=rows, nonce=nonce, idle=idle)
+        return await self.queue.claim(worker, POOL, rows=rows, nonce=nonce, idle=idle, reserved=reserved)
 
     async def start(self, worker: str = "w1", **parts: Any) -> Claimed:
         """Submit a job and let a worker claim it (nothing else may be waiting)."""

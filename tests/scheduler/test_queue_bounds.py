@@ -58,9 +58,24 @@ async def test_a_bound_refuses_a_job_whole(redis: Redis, policy: QueuePolicy, sc
 
 async def test_exactly_the_bound_is_accepted(redis: Redis) -> None:
     farm = Farm(redis, QueuePolicy(max_waiting_tokens=2 * COST, max_tenant_tokens=2 * COST, max_model_jobs=2))
-    await farm.submit()
-    await farm.queue.require_room(make_job())
-    await farm.submit()
+    for lane in (Lane.LOW, Lane.HIGH):
+        await farm.queue.require_room(make_job(lane=lane))
+        await farm.submit(lane=lane)
+
+
+async def test_lower_lanes_leave_a_part_of_the_queue_to_the_high_one(redis: Redis) -> None:
+    farm = Farm(redis, QueuePolicy(max_waiting_jobs=32, max_model_tokens=16 * COST))
+    for _ in range(15):
+        await farm.submit(lane=Lane.NORMAL)
+    for lane in (Lane.NORMAL, Lane.LOW):
+        with pytest.raises(QueueFull, match=f"tokens waiting for this model: {15 * COST}"):
+            await farm.submit(lane=lane)
+        with pytest.raises(QueueFull):
+            await farm.queue.require_room(make_job(lane=lane))
+    await farm.queue.require_room(make_job(lane=Lane.HIGH))
+    await farm.submit(lane=Lane.HIGH)
+    with pytest.raises(QueueFull, match=f"{16 * COST}"):
+        await farm.submit(lane=Lane.HIGH)
 
 
 def bounded(whose: str, unit: str) -> QueuePolicy:
@@ -111,12 +126,12 @@ async def test_an_unmeasured_queue_guesses_how_long_to_wait(redis: Redis) -> Non
 async def test_the_wait_follows_what_drains(redis: Redis) -> None:
     farm = Farm(redis, QueuePolicy(max_waiting_tokens=100 * COST, drain_ms=10**9))
     for _ in range(100):
-        await farm.submit()
+        await farm.submit(lane=Lane.HIGH)
     await drain(farm, 10, seconds=20)
     for _ in range(10):
-        await farm.submit()
+        await farm.submit(lane=Lane.HIGH)
     with pytest.raises(QueueFull) as refusal:
-        await farm.submit()
+        await farm.submit(lane=Lane.HIGH)
     # 5 % of the bound are 50 tokens, and 100 drained in 20 s
     assert 10 <= refusal.value.retry_after_s <= 10.1 * (1 + SPREAD)
 

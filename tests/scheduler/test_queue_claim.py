@@ -246,3 +246,21 @@ async def test_a_tenant_may_be_called_anything(farm: Farm) -> None:
     names = ["_", "a b", "é", "{x}", "w:1"]
     ids = {await farm.submit(tenant=name) for name in names}
     assert {job.id for job in await farm.claim(rows=9)} == ids
+
+
+async def test_reserved_rows_go_to_the_high_lane_only(farm: Farm) -> None:
+    normal = [await farm.submit(lane=Lane.NORMAL) for _ in range(4)]
+    assert [job.id for job in await farm.claim(rows=3, reserved=2)] == normal[:1]
+    high = [await farm.submit(lane=Lane.HIGH) for _ in range(4)]
+    assert [job.id for job in await farm.claim(rows=2, reserved=2)] == high[:2]
+    assert [job.id for job in await farm.claim(rows=1, reserved=9)] == high[2:3]
+    assert [job.id for job in await farm.claim(rows=4, reserved=2)] == [high[3], normal[1]]
+
+
+async def test_a_suspect_runs_alone_also_where_rows_are_reserved(farm: Farm) -> None:
+    held = await farm.start()
+    await farm.redis.hset(shard_key(0, f"j:{held.id}"), "crashes", "1")  # type: ignore[misc]
+    await farm.crash()
+    await farm.submit(lane=Lane.HIGH)
+    (solo,) = await farm.claim(rows=4, reserved=2)
+    assert (solo.id, solo.solo) == (held.id, True)

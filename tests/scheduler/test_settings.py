@@ -114,3 +114,10 @@ def test_tenants_have_weights_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("FARM_TENANT_WEIGHTS", wrong)
         with pytest.raises(ValidationError, match="tenant_weights"):
             WorkerSettings()
+
+
+@pytest.mark.parametrize(
+    ("rows", "reserved", "in_effect"), [(32, None, 2), (8, None, 0), (1, None, 0), (8, 3, 3), (4, 9, 3), (32, 0, 0)]
+)
+def test_some_rows_but_never_all_are_the_high_lanes(rows: int, reserved: int | None, in_effect: int) -> None:
+    assert WorkerSettings(max_sequences=rows, reserved_rows=reserved).high_lane_rows == in_effect
