@@ -16,7 +16,7 @@ from api.openai.responses.conversation import CallNames, Messages, messages_of
 from api.openai.responses.fields import LOGPROBS, SEALED_THOUGHTS, without_effect
 from api.openai.responses.schemas import Item, ResponseRequest
 from api.openai.responses.tools import ToolBox, chosen, tool_box
-from api.openai.schemas import ChatRequest, Generation
+from api.openai.schemas import ChatRequest
 from api.rendering import RenderingNote
 from scheduler.errors import ContextTooLong
 from scheduler.jobs import Lane
@@ -35,10 +35,8 @@ _RENAMED = {
 }
 """Chat's paths, and what they are called here."""
 
-_OWN = frozenset(ResponseRequest.model_fields) - frozenset(Generation.model_fields)
-"""Fields that chat does not know, or knows by another name."""
-
-_NOT_CHATS = _OWN | {"n", "max_tokens", "stream_options"}
+_NOT_CHATS = frozenset(ResponseRequest.__annotations__) | {"n", "max_tokens", "stream_options"}
+"""Fields that chat does not know, or knows in another form; all others go on as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +156,7 @@ def response_draft(body: ResponseRequest, earlier: Sequence[Item] = ()) -> Respo
     if not made.messages:
         raise InvalidParameter("input", "There is nothing to answer: send input.")
     fields: dict[str, Any] = {
-        **body.model_dump(exclude_unset=True, by_alias=True, exclude=set(_NOT_CHATS) | set(body.model_extra or {})),
+        **body.model_dump(exclude_unset=True, by_alias=True, exclude={*_NOT_CHATS, *(body.model_extra or {})}),
         "messages": made.messages,
         "stream": False,
         "max_completion_tokens": body.max_output_tokens,
