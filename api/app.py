@@ -21,7 +21,7 @@ from api.errors import SERVER_ERROR, ApiError, api_error
 from api.metrics import Metrics
 from api.middleware import Gate, RequestFrame
 from api.node import admission_of, open_node
-from api.openai import routes
+from api.openai import routes, tokenizing
 from api.openai.responses import routes as responses
 from api.vectors import routes as vector_routes
 from scheduler.errors import FarmError
@@ -52,7 +52,7 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
-    inference = (models, routes, responses, anthropic_routes, vector_routes)
+    inference = (models, routes, tokenizing, responses, anthropic_routes, vector_routes)
     for module in (health, *inference, dead_letters, jobs, audit, admin_models, admin_tenants):
         app.include_router(module.router)
     return app

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.errors import InvalidParameter, Unsupported
-from api.openai.guiding import Binding, in_regex, marker, schema_grammar, thinking_rules
+from api.openai.guiding import Binding, in_regex, marker, schema_grammar
 from api.openai.schemas import FunctionDefinition
 from scheduler.grammars import Grammar, GrammarKind, complaint, rule_of
 from scheduler.models import ModelCard
@@ -49,15 +49,22 @@ def can_bind_calls(card: ModelCard) -> bool:
 
 
 def call_binding(
-    choice: CallChoice, answer: Binding | None, card: ModelCard, prompts: PromptFormat, prompt: str
+    choice: CallChoice,
+    answer: Binding | None,
+    card: ModelCard,
+    prompts: PromptFormat,
+    prompt: str,
+    lead: Sequence[str],
 ) -> Binding:
-    """The grammar of an answer that calls, or may call; `answer` binds what it says instead. Raises ApiError."""
+    """The grammar of an answer that calls, or may call; `answer` binds what it says instead. Raises ApiError.
+
+    `lead` are the rules of thoughts that come first.
+    """
     param = "tool_choice" if choice.forced else answer.param if answer else "tools"
     if not can_bind_calls(card):
         why = f"Calls of {card.name!r} ({card.engine}, format {card.tool_format}) cannot be bound to a form"
         raise Unsupported(param, f"{why}; {', '.join(BOUND_FORMATS)} can be, on the paged engine.")
     assert card.tool_call_start is not None
-    lead = thinking_rules(card, prompts, prompt)
     thoughts = ["lead"] if lead else []
     if choice.forced:
         rules = [_start(*thoughts, "calls"), *lead]

@@ -12,11 +12,12 @@ from api.call_formats.known import call_format
 from api.call_formats.values import argument_types
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
-from api.openai.call_grammar import CallChoice, OfferedFunction, call_binding, can_bind_calls
-from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible
+from api.openai.call_grammar import CallChoice, call_binding, can_bind_calls
+from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible, thinking_rules
 from api.openai.messages import template_messages, template_tools
 from api.openai.parameters import LANE_TIERS, asked_lane, canonical_hash, ignored_fields, sampling, stopping
 from api.openai.schemas import ChatRequest
+from api.openai.tool_choice import call_choice, with_allowed_tools
 from api.rendering import RenderingNote
 from scheduler.errors import TemplateRefused
 from scheduler.jobs import Lane
@@ -76,17 +77,10 @@ class ChatDraft:
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """Render, encode and bound. Raises ApiError, ContextTooLong, TemplateRefused."""
-        if self.tools and not card.has_tool_calling:
-            raise Unsupported("tools", f"The model {card.name!r} was not made for tool calls.")
-        variables = self._variables(card)
-        messages = template_messages(self.body.messages, card)
-        chars = sum(len(message["content"]) for message in messages)
-        if chars > THREAD_CHARS:
-            text, ids = await asyncio.to_thread(self._encode, prompts, messages, variables)
-        else:
-            text, ids = self._encode(prompts, messages, variables)
+        text, ids = await self.prompt(card, prompts)
         max_tokens = prompts.bound(len(ids), self.max_tokens)
-        binding = await asyncio.to_thread(self._bind, card, prompts, text) if self.binding or self.calls else None
+        may_bind = self.binding or self.calls or self.body.thinking_token_budget is not None
+        binding = await asyncio.to_thread(self._bind, card, prompts, text) if may_bind else None
         return JobRequest(
             kind=CHAT_KIND,
             model=card.name,
@@ -99,6 +93,17 @@ class ChatDraft:
             rendering=self._note(card, lane, text, len(ids)).as_dict(),
         )
 
+    async def prompt(self, card: ModelCard, prompts: PromptFormat) -> tuple[str, tuple[int, ...]]:
+        """The conversation as the model's template writes it, and its tokens. Raises ApiError, TemplateRefused."""
+        if self.tools and not card.has_tool_calling:
+            raise Unsupported("tools", f"The model {card.name!r} was not made for tool calls.")
+        variables = self._variables(card)
+        messages = template_messages(self.body.messages, card)
+        chars = sum(len(message["content"]) for message in messages)
+        if chars > THREAD_CHARS:
+            return await asyncio.to_thread(self._encode, prompts, messages, variables)
+        return self._encode(prompts, messages, variables)
+
     def _bind(self, card: ModelCard, prompts: PromptFormat, text: str) -> Binding | None:
         """What binds the answer's form. Raises ApiError."""
         if self.binding is not None:
@@ -110,10 +115,11 @@ class ChatDraft:
             self.ignored.extend(strict)  # agents always send it: said, not refused
             calls = None
         if calls is not None and (calls.forced or calls.has_strict or self.binding is not None):
-            binding = call_binding(calls, self.binding, card, prompts, text)
+            thinking = thinking_rules(card, prompts, text, self.body.thinking_token_budget)
+            binding = call_binding(calls, self.binding, card, prompts, text, thinking)
             check_compatible(binding.param, self.body)
             return binding
-        return self.binding and behind_thinking(self.binding, card, prompts, text)
+        return behind_thinking(self.binding, card, prompts, text, self.body.thinking_token_budget)
 
     def _encode(
         self, prompts: PromptFormat, messages: list[dict[str, Any]], variables: Mapping[str, Any]
@@ -188,10 +194,11 @@ class ChatDraft:
 
 def chat_draft(body: ChatRequest) -> ChatDraft:
     """Check a body against what this server can do. Raises ApiError by path."""
+    body = with_allowed_tools(body)
     ignored = ignored_fields(body)
     _check_options(body)
     offered, more = template_tools(body.tools or [])
-    calls = _call_choice(body)
+    calls = call_choice(body)
     binding = asked_binding(body, body.response_format)
     bound = binding.param if binding else "tool_choice" if calls and calls.forced else None
     if bound and body.continue_final_message:
@@ -215,40 +222,6 @@ def _check_continuation(body: ChatRequest) -> None:
         raise InvalidParameter("continue_final_message", "It cannot be combined with add_generation_prompt.")
     if body.continue_final_message and (body.messages[-1].role != "assistant" or not body.messages[-1].content):
         raise InvalidParameter("continue_final_message", "The last message must be an assistant's, with content.")
-
-
-def _call_choice(body: ChatRequest) -> CallChoice | None:
-    """The functions that may be called. Raises ApiError for a choice that cannot be met."""
-    tools = body.tools or []
-    choice = body.tool_choice or "auto"
-    if body.tool_choice not in (None, "none") and not tools:
-        raise InvalidParameter("tool_choice", f"tool_choice: {choice} needs tools.")
-    functions = [
-        OfferedFunction(f"tools.{index}.function", tool.function)
-        for index, tool in enumerate(tools)
-        if tool.type == "function" and tool.function is not None
-    ]
-    if isinstance(choice, dict):
-        functions = _named(choice, functions)
-    elif choice == "required" and not functions:
-        raise InvalidParameter("tool_choice", "tool_choice: required needs a tool of type function.")
-    if choice == "none" or not functions:
-        return None
-    return CallChoice(functions, choice != "auto", isinstance(choice, dict) or body.parallel_tool_calls is False)
-
-
-def _named(choice: dict[str, Any], functions: list[OfferedFunction]) -> list[OfferedFunction]:
-    """The one function that a choice names."""
-    if choice.get("type") != "function":
-        raise Unsupported("tool_choice.type", "Known: function.")
-    asked = choice.get("function")
-    name = asked.get("name") if isinstance(asked, dict) else None
-    if not isinstance(name, str):
-        raise InvalidParameter("tool_choice.function.name", "The function to be called needs a name.")
-    named = [function for function in functions if function.definition.name == name]
-    if not named:
-        raise InvalidParameter("tool_choice.function.name", f"No function {name!r} is among the tools.")
-    return named[:1]
 
 
 def _cut_after(text: str, content: str) -> str:

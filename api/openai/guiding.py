@@ -19,6 +19,8 @@ from scheduler.prompts import PromptFormat
 BREAKS = r"/\n{0,3}/"
 """Line breaks between thoughts and an answer."""
 
+BUDGET = "thinking_token_budget"
+
 _FIELDS = ("json_", "regex", "choice", "grammar", "json_object")
 
 
@@ -56,28 +58,51 @@ def check(binding: Binding, card: ModelCard) -> None:
         raise InvalidParameter(binding.param, f"{trouble}.")
 
 
-def behind_thinking(binding: Binding, card: ModelCard, prompts: PromptFormat, prompt: str) -> Binding:
-    """The grammar with the model's thoughts allowed in front, unless the prompt has closed them."""
-    lead = thinking_rules(card, prompts, prompt)
+def behind_thinking(
+    binding: Binding | None, card: ModelCard, prompts: PromptFormat, prompt: str, budget: int | None = None
+) -> Binding | None:
+    """The grammar with the model's thoughts allowed in front, unless the prompt has closed them.
+
+    A `budget` of tokens for the thoughts is a grammar of its own, with any answer behind them.
+    """
+    lead = thinking_rules(card, prompts, prompt, budget)
     if not lead:
         return binding
+    if binding is None:
+        rules = ["start: lead answer?", *lead, "answer: /(?s:.+)/"]
+        return Binding(BUDGET, Grammar(GrammarKind.LARK, "\n".join(rules))) if budget is not None else None
     if binding.grammar.kind is GrammarKind.LARK:
         raise Unsupported(binding.param, "Not while the model thinks: turn that off (reasoning_effort: none).")
     text = "\n".join(["start: lead answer", *lead, f"answer: {rule_of(binding.grammar)}"])
     return Binding(binding.param, Grammar(GrammarKind.LARK, text))
 
 
-def thinking_rules(card: ModelCard, prompts: PromptFormat, prompt: str) -> list[str]:
-    """Lark rules of what may stand before an answer, in `lead`; none where the prompt has closed the thoughts."""
+def thinking_rules(card: ModelCard, prompts: PromptFormat, prompt: str, budget: int | None = None) -> list[str]:
+    """Lark rules of what may stand before an answer, in `lead`; none where the prompt has closed the thoughts.
+
+    Raises Unsupported for a `budget` (tokens) that cannot be enforced.
+    """
+    if budget is not None:
+        _check_budget(card, prompts)
     if card.think_start is None or card.think_end is None or prompt.rstrip().endswith(card.think_end):
         return []
     if prompts.special_id(card.think_end) is None:
         rules = [f"thoughts[lazy]: /(?s:.*){in_regex(card.think_end)}/"]
     else:
-        rules = [f"thoughts: /(?s:.*)/ {marker(card.think_end, prompts)}"]
+        rules = [f"thoughts: musing {marker(card.think_end, prompts)}"]
+        rules += [f"musing{'' if budget is None else f'[max_tokens={budget}]'}: /(?s:.*)/"]
     if prompt.rstrip().endswith(card.think_start):
         return [*rules, f"lead: thoughts {BREAKS}"]
     return [*rules, "lead: thinking?", f"thinking: {marker(card.think_start, prompts)} thoughts {BREAKS}"]
+
+
+def _check_budget(card: ModelCard, prompts: PromptFormat) -> None:
+    if card.think_end is None:
+        raise Unsupported(BUDGET, f"The model {card.name!r} does not reason.")
+    if not card.obeys_grammars:
+        raise Unsupported(BUDGET, f"The engine of {card.name!r} ({card.engine}) cannot end a model's thoughts.")
+    if prompts.special_id(card.think_end) is None:
+        raise Unsupported(BUDGET, f"The thoughts of {card.name!r} do not end with a token of their own.")
 
 
 def marker(text: str, prompts: PromptFormat) -> str:

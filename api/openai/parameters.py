@@ -38,7 +38,6 @@ NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "documents": ([],),
     "audio": (),
-    "prediction": (),
     "moderation": (),
     "web_search_options": (),
     "prompt_logprobs": (),
@@ -52,7 +51,6 @@ NO_OPS: Mapping[str, tuple[Any, ...]] = {
     "structural_tag": (),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
-    "thinking_token_budget": (),
 }
 """Documented fields without an implementation: only the values that ask for nothing (or null) are accepted."""
 

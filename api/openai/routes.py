@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from api.answer import answer
 from api.bodies import JsonRoute
 from api.call import CurrentCall
+from api.errors import ApiError
 from api.node import CurrentNode
 from api.openai.chat import chat_draft
 from api.openai.completions import completion_draft
@@ -31,3 +32,14 @@ async def create_completion(
 ) -> Response:
     """A text completion; the same headers as /v1/chat/completions."""
     return await answer(node, call, completion_draft(body), request)
+
+
+@router.post("/moderations")
+async def create_moderation() -> Response:
+    """Refused: no model of the farm judges texts. A made-up verdict would be worse than none."""
+    raise ApiError(
+        404,
+        "This server does not moderate texts; ask a chat model, or another service.",
+        code="unsupported_endpoint",
+        headers={"x-should-retry": "false"},
+    )

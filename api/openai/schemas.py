@@ -84,7 +84,7 @@ class FunctionDefinition(Body):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="Ignored, and listed: no grammar yet.")
+    strict: bool | None = Field(None, description="Arguments obey the schema, where the call format has a grammar.")
 
 
 class Tool(Body):
@@ -191,6 +191,7 @@ class ChatRequest(Generation):
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16, description="Shown with the job.")
+    thinking_token_budget: int | None = Field(None, ge=1, description="Most tokens of reasoning; then it must answer.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(None, description="Go on with the last (assistant) message.")

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from api.openai.call_grammar import CallChoice, OfferedFunction, call_binding
-from api.openai.guiding import Binding, schema_grammar
+from api.openai.guiding import Binding, schema_grammar, thinking_rules
 from api.openai.schemas import FunctionDefinition
 from scheduler.grammars import Grammar, GrammarKind, complaint
 from tests.api.conftest import StartNode
@@ -37,9 +37,10 @@ def functions(*, strict: bool = False) -> list[OfferedFunction]:
 
 def bound(prompt: str = CLOSED, *, answer: Grammar | None = None, card: Any = None, **choice: Any) -> Grammar:
     """The grammar of an answer."""
+    card = card or make_card()
     asked = CallChoice(**{"functions": functions(), "forced": False, "single": False, **choice})
     grammar = call_binding(
-        asked, Binding("x", answer) if answer else None, card or make_card(), PROMPTS, prompt
+        asked, Binding("x", answer) if answer else None, card, PROMPTS, prompt, thinking_rules(card, PROMPTS, prompt)
     ).grammar
     assert complaint(grammar) is None
     return grammar
