@@ -168,5 +168,7 @@ class SegmentSplitter:
 def _undecided(text: str, marker: str) -> int:
     """Length of the end of `text` that may belong to a coming `marker`: line breaks, then a beginning of it."""
     length = next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)
-    head = text[: len(text) - length]
-    return length + len(head) - len(head.rstrip("\r\n"))
+    start = len(text) - length
+    while start and text[start - 1] in "\r\n":  # no slices: a call may be long
+        start -= 1
+    return len(text) - start

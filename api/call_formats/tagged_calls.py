@@ -101,6 +101,7 @@ class TaggedCalls:
         self._tags = tags
         self._types = types
         self._at = 0
+        self._sought = 0
         self._name: str | None = None
         self._arguments = 0
         self._calls = 0
@@ -139,8 +140,9 @@ class TaggedCalls:
             self._at = end.end()
             return self._end()
         closing = tags.value_end if head["name"] is not None else _JSON_END
-        at = inside.find(closing, head.end())
+        at = inside.find(closing, max(head.end(), self._sought))
         if at < 0:
+            self._sought = len(inside) - len(closing) + 1
             return None
         self._at = at + len(closing)
         return self._argument(head, inside[head.end() : at])

@@ -61,8 +61,9 @@ async def tokenize(body: TokenizeRequest, node: CurrentNode) -> Response:
         ids = await asyncio.to_thread(prompts.encode, text, add_special_tokens=special)
     else:
         ids = prompts.encode(text, add_special_tokens=special)
-    pieces = [prompts.token_bytes(token).decode("utf-8", "replace") for token in ids] if asked else None
-    return JsonResponse({"count": len(ids), "max_model_len": card.context_tokens, "tokens": ids, "token_strs": pieces})
+    pieces = (prompts.token_bytes(token).decode("utf-8", "replace") for token in ids)
+    shown = {"token_strs": list(pieces) if body.return_token_strs else None}
+    return JsonResponse({"count": len(ids), "max_model_len": card.context_tokens, "tokens": ids} | shown)
 
 
 @router.post("/detokenize")

@@ -151,7 +151,7 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
         "messages.0.content.0.type",
     ),
     (only({"role": "user", "content": [{"type": "input_audio"}]}), "messages.0.content.0.type"),
-    (call_body({"type": "allowed_tools"}), "tool_choice.type"),
+    (call_body({"type": "custom"}), "tool_choice.type"),
     (chat_body(response_format={"type": "structural_tag"}), "response_format.type"),
     (chat_body(structured_outputs={"structural_tag": "x"}), "structured_outputs.structural_tag"),
     (chat_body(guided_grammar='start: "a"'), "guided_grammar"),
