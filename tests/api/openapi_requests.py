@@ -11,6 +11,7 @@ from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.core.result import Ok
 
 EXAMPLES = 3
 """For each operation."""
@@ -26,6 +27,7 @@ def exercise(url: str) -> dict[str, Any]:
     sent: dict[str, int] = {}
     failures: list[str] = []
     for result in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
+        assert isinstance(result, Ok), result.err()
         operation = result.ok()
 
         @settings(

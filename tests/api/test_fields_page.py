@@ -14,7 +14,7 @@ from api.openai.tokenizing import DetokenizeRequest, TokenizeRequest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fields-openai.md").read_text(encoding="utf-8").partition("## Calls")[0]
 ROW = re.compile(r"^\| (?P<names>`.+?) \| (?P<fate>honoured|refused|listed) \|", re.MULTILINE)
-MODELS = [ChatRequest, CompletionRequest, Message, StreamOptions, StructuredOutputs]
+MODELS: list[type[BaseModel]] = [ChatRequest, CompletionRequest, Message, StreamOptions, StructuredOutputs]
 
 
 def named() -> dict[str, set[str]]:

@@ -110,7 +110,9 @@ async def test_what_only_the_engine_finds_wrong_is_the_callers_error_too(
 def test_a_model_may_think_before_its_form_begins(
     binding: Grammar, prompt: str, before: list[str], never: list[str]
 ) -> None:
-    grammar = behind_thinking(Binding("x", binding), make_card(), PROMPTS, prompt).grammar
+    found = behind_thinking(Binding("x", binding), make_card(), PROMPTS, prompt)
+    assert found is not None
+    grammar = found.grammar
     answer = "a/b" if binding.kind is GrammarKind.REGEX else '{"n": 5}'
     assert all(fits(grammar, f"{thought}{answer}") for thought in before)
     assert not any(fits(grammar, f"{thought}{answer}") for thought in never)
@@ -119,7 +121,9 @@ def test_a_model_may_think_before_its_form_begins(
 
 def test_markers_that_are_text_bound_thoughts_as_well() -> None:
     card = make_card(think_start="[[think", think_end="think]]")
-    grammar = behind_thinking(Binding("x", schema_grammar(NUMBER)), card, PROMPTS, "assistant\n").grammar
+    found = behind_thinking(Binding("x", schema_grammar(NUMBER)), card, PROMPTS, "assistant\n")
+    assert found is not None
+    grammar = found.grammar
     assert fits(grammar, '[[think of [1] and think] think]]\n{"n": 5}')
     assert fits(grammar, '{"n": 5}')
     assert not fits(grammar, '[[think of it {"n": 5}')

@@ -32,7 +32,7 @@ def weather(city: str) -> str:
 @pytest.fixture
 def model(server: NodeServer) -> ChatOpenAI:
     """The settings that docs/clients/langchain.md shows."""
-    return ChatOpenAI(base_url=f"{server.url}/v1", api_key="unused", model=MODEL, max_retries=0, stream_usage=True)  # type: ignore[arg-type]
+    return ChatOpenAI(base_url=f"{server.url}/v1", api_key="unused", model=MODEL, max_retries=0, stream_usage=True)
 
 
 async def test_a_whole_and_a_streamed_answer(model: ChatOpenAI, worker: ScriptedWorker) -> None:
