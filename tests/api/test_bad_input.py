@@ -158,7 +158,6 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     (chat_body(store=True), "store"),
     (chat_body(modalities=["text", "audio"]), "modalities"),
     (chat_body(audio={"voice": "x"}), "audio"),
-    (chat_body(prediction={"type": "content", "content": "x"}), "prediction"),
     (chat_body(verbosity="low"), "verbosity"),
     (chat_body(web_search_options={}), "web_search_options"),
     (chat_body(functions=[{"name": "f"}]), "functions"),
