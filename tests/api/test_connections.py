@@ -187,8 +187,8 @@ async def test_clients_that_open_and_drop_leave_nothing_behind(
     body = json.dumps(chat_body(stream=True)).encode()
     for _ in range(10):
         dropped = [connect(url) for _ in range(20)]
-        for client in dropped:
-            client.sendall(post(body, f"Content-Length: {len(body)}"))
+        for gone in dropped:
+            gone.sendall(post(body, f"Content-Length: {len(body)}"))
             client.close()
     worker.resume.set()
     async with httpx2.AsyncClient(base_url=url, timeout=20) as client:

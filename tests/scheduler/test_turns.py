@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,7 +24,7 @@ def turns(engine: AsyncEngine) -> Turns:
     return Turns(engine)
 
 
-async def keep(engine: AsyncEngine, text: bytes, previous: str | None = None, **job: str) -> str:
+async def keep(engine: AsyncEngine, text: bytes, previous: str | None = None, **job: Any) -> str:
     """A kept input, and the id of its job."""
     return await Store(engine).accept(make_job(durable=True, **job), KeptInput(text, previous))
 
