@@ -189,7 +189,7 @@ async def test_clients_that_open_and_drop_leave_nothing_behind(
         dropped = [connect(url) for _ in range(20)]
         for gone in dropped:
             gone.sendall(post(body, f"Content-Length: {len(body)}"))
-            client.close()
+            gone.close()
     worker.resume.set()
     async with httpx2.AsyncClient(base_url=url, timeout=20) as client:
         events = await all_events(client, "POST", URL, json=chat_body(stream=True))
