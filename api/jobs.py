@@ -36,7 +36,7 @@ class NewJobBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    kind: str = Field(description="chat.completions or completions.")
+    kind: str = Field(description="chat.completions, completions or messages.")
     body: dict[str, Any]
     not_before: float | None = Field(None, gt=0, description="Begin no earlier than this, in seconds since 1970.")
     timeout_s: float | None = Field(
