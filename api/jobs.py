@@ -36,7 +36,7 @@ class NewJobBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    kind: str = Field(description="chat.completions, completions or messages.")
+    kind: str = Field(description="chat.completions, completions, messages, embeddings, rerank or score.")
     body: dict[str, Any]
     not_before: float | None = Field(None, gt=0, description="Begin no earlier than this, in seconds since 1970.")
     timeout_s: float | None = Field(

@@ -204,7 +204,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--farm", action="store_true", help="several turns against a real farm, too")
-    parser.add_argument("--tools-bytes", type=int, default=TOOLS_BYTES)
+    parser.add_argument("--tools-bytes", type=int, default=16 * 1024, help="of the conversation with the farm")
     asked = parser.parse_args()
     costs()
     if asked.farm:
