@@ -94,7 +94,8 @@ class MessagesDraft:
         """
         turns = placed(self.conversation.turns, prompts)
         messages = [ChatMessage.model_validate(turn.message()) for turn in turns]
-        update = {"messages": messages, "chat_template_kwargs": self._variables(card)}
+        update: dict[str, Any] = {"messages": messages, "chat_template_kwargs": self._variables(card)}
+        update["thinking_token_budget"] = self._budget(card, prompts)
         chat = replace(self.chat, body=self.chat.body.model_copy(update=update))
         try:
             job = await chat.request(card, prompts, lane)
@@ -135,6 +136,17 @@ class MessagesDraft:
         elif effort is not None:
             self.own_ignored.append("output_config.effort")
         return variables
+
+    def _budget(self, card: ModelCard, prompts: PromptFormat) -> int | None:
+        """The most tokens of reasoning; listed as ignored where they cannot be bounded, or calls must stay free."""
+        budget = self.body.thinking.budget_tokens if self.body.thinking and self.thinks else None
+        if budget is None:
+            return None
+        can_end = card.obeys_grammars and card.think_end is not None and prompts.special_id(card.think_end) is not None
+        if not can_end or (self.chat.calls is not None and not self.chat.calls.forced):
+            self.own_ignored.append("thinking.budget_tokens")
+            return None
+        return budget
 
     def _display(self) -> Display:
         if not self.thinks or self.body.thinking is None:

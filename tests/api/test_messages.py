@@ -197,6 +197,24 @@ async def test_thinking_is_the_templates_to_open(client: httpx2.AsyncClient, wor
         assert (await prompt_of(client, worker, body(**fields))).endswith("<think>\n") is opens, thinking
 
 
+async def test_a_budget_of_thoughts_is_a_grammar_or_is_listed(
+    client: httpx2.AsyncClient, worker: ScriptedWorker
+) -> None:
+    asked = body(thinking={"type": "enabled", "budget_tokens": 1024})
+    listed = await client.post(URL, json=asked)  # </think> is no token of its own here
+    assert listed.headers["farm-ignored-params"] == "thinking.budget_tokens"
+    await worker.announce(make_card(think_end="<|im_end|>"))
+
+    async def is_bound() -> bool:
+        answer = await client.post(URL, json=asked)
+        grammar = worker.requests[-1].grammar
+        return grammar is not None and "max_tokens=1024" in grammar.text and "farm-ignored-params" not in answer.headers
+
+    await until(is_bound)
+    free = await client.post(URL, json={**asked, "tools": [TOOL]})
+    assert free.headers["farm-ignored-params"] == "thinking.budget_tokens"
+
+
 async def test_a_single_call_is_one_at_most(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
     choice = {"type": "auto", "disable_parallel_tool_use": True}
     worker.script = Script(choices=[['<tool_call>{"name": "f", "arguments": {}}']], stop_string="</tool_call>")
