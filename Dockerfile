@@ -9,7 +9,7 @@ WORKDIR /opt/mlx-farm
 COPY . .
 RUN pip install --no-cache-dir -c constraints.txt '.[cpu]'
 
-RUN useradd --create-home farm && mkdir -p /home/farm/.cache/huggingface && chown -R farm /home/farm
+RUN useradd --create-home farm && mkdir -p /home/farm/.cache/huggingface /home/farm/.mlx-farm/files && chown -R farm /home/farm
 USER farm
 WORKDIR /home/farm
 ENTRYPOINT ["mlx-farm"]

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from api import audit, dead_letters, health, jobs, models
 from api.admin import models as admin_models
 from api.admin import tenants as admin_tenants
+from api.anthropic import batches as message_batches
 from api.anthropic import routes as anthropic_routes
 from api.anthropic.errors import refusal
 from api.bodies import invalid_body
@@ -21,11 +22,14 @@ from api.errors import SERVER_ERROR, ApiError, api_error
 from api.metrics import Metrics
 from api.middleware import Gate, RequestFrame
 from api.node import admission_of, open_node
-from api.openai import routes, tokenizing
+from api.openai import batches, files, routes, tokenizing
 from api.openai.responses import routes as responses
 from api.vectors import routes as vector_routes
 from scheduler.errors import FarmError
 from scheduler.settings import ApiSettings
+
+FORM_BYTES = 64 * 1024
+"""What a form may have around its file."""
 
 
 def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
@@ -46,14 +50,21 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     admission, limit_bytes = admission_of(settings), settings.body_limit_bytes
-    app.add_middleware(Gate, admission=admission, drain=drain, door=Door(), body_limit_bytes=limit_bytes)
+    uploads = {
+        "/v1/files": settings.file_limit_bytes + FORM_BYTES,
+        "/v1/messages/batches": settings.batch_input_bytes,
+    }
+    app.add_middleware(
+        Gate, admission=admission, drain=drain, door=Door(), body_limit_bytes=limit_bytes, uploads=uploads
+    )
     app.add_middleware(RequestFrame, metrics=metrics)
     app.add_exception_handler(FarmError, _farm_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
     inference = (models, routes, tokenizing, responses, anthropic_routes, vector_routes)
-    for module in (health, *inference, dead_letters, jobs, audit, admin_models, admin_tenants):
+    farm = (dead_letters, jobs, audit, admin_models, admin_tenants)
+    for module in (health, *inference, files, batches, message_batches, *farm):
         app.include_router(module.router)
     return app
 

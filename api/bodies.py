@@ -33,7 +33,7 @@ class JsonRequest(Request):
         raw = await self.body()
         parsed = orjson.loads(raw)
         if b"\\u0000" in raw:
-            _refuse_nul(parsed)
+            refuse_nul(parsed)
         return parsed
 
 
@@ -75,15 +75,15 @@ def invalid_body(errors: Sequence[Any], prefix: str = "") -> ApiError:
     return ApiError(400, f"Invalid {param!r}: {text}.{more}".replace("..", "."), param=param)
 
 
-def _refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:
+def refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:
     """Raise InvalidParameter for the first string (or key) that holds a NUL character."""
     if isinstance(value, str):
         if "\0" in value:
             raise InvalidParameter(".".join(path), "NUL characters are not allowed in text.")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _refuse_nul(key, path)
-            _refuse_nul(item, (*path, key))
+            refuse_nul(key, path)
+            refuse_nul(item, (*path, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _refuse_nul(item, (*path, str(index)))
+            refuse_nul(item, (*path, str(index)))

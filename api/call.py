@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 
 from api.errors import InvalidParameter
 from scheduler.admission import Caller
@@ -55,6 +55,8 @@ async def call_of(request: Request) -> Call:
 
 
 CurrentCall = Annotated[Call, Depends(call_of)]
+
+PageId = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="An id of the page beside.")]
 
 
 def _lane(text: str) -> Lane | None:

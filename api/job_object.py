@@ -147,15 +147,21 @@ async def _result(node: Node, job: KnownJob) -> dict[str, Any]:
     if not frames or job.request is None or not isinstance(frames[-1].body, End):
         return {}
     try:
-        renderer = await fresh_renderer(node, job.id, job.request)
-        for frame in frames[:-1]:
-            if not isinstance(frame.body, End):
-                renderer.step(frame.body)
-        return {"result": whole_answer(renderer, frames[-1].body)}
+        return {"result": await answer_of(node, job.id, job.request, frames)}
     except UnknownModel:
         return {}  # logprobs need the model's tokenizer, and its last worker has left
     except ApiError as error:
         return {"error": error.body()["error"]}
+
+
+async def answer_of(node: Node, job_id: str, request: JobRequest, frames: Sequence[Frame]) -> dict[str, Any]:
+    """The whole answer of an ended job, from all its frames. Raises ApiError, UnknownModel, QueueUnavailable."""
+    renderer = await fresh_renderer(node, job_id, request)
+    for frame in frames:
+        if isinstance(frame.body, End):
+            return whole_answer(renderer, frame.body)
+        renderer.step(frame.body)
+    raise ApiError(500, "The job's frames ended without an end.")
 
 
 def _described(job: KnownJob) -> dict[str, Any]:

@@ -98,6 +98,11 @@ def check_task(kind: str, card: ModelCard) -> None:
         raise InvalidParameter("model", f"{made}, this needs one to {task}.", code="model_not_supported")
 
 
+def known_kinds() -> frozenset[str]:
+    """The kinds that `draft_of` takes."""
+    return frozenset(_DRAFTS)
+
+
 def renderer_of(kind: str, job_id: str, note: RenderingNote, token_bytes: TokenBytes) -> Renderer:
     """The renderer of a job. Raises KeyError for a kind of another version of this server."""
     return _RENDERERS[kind](job_id, note, token_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -78,15 +79,25 @@ class RequestFrame:
 class Gate:
     """Refuses before the body is read: a draining node, a wrong key or content type; and bodies over the limit.
 
-    A request with a JSON body goes in when the body is here and its turn has come.
+    A request with a JSON body goes in when the body is here and its turn has come. `uploads` are paths whose bodies
+    are of any type, have a limit of their own and are read by their endpoint, piece by piece.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, drain: Drain, door: Door, body_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        admission: Admission,
+        drain: Drain,
+        door: Door,
+        body_limit_bytes: int,
+        uploads: Mapping[str, int],
+    ) -> None:
         self._app = app
         self._admission = admission
         self._drain = drain
         self._door = door
         self._limit_bytes = body_limit_bytes
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -98,10 +109,14 @@ class Gate:
         if error is not None:
             await refusal(error, scope)(scope, receive, send)
             return
-        receive = self._limited(receive)
+        receive = _limited(receive, self._limit(scope))
         with self._door.turn() as turn:
             scope["state"]["turn"] = turn
-            if scope["method"] == "POST" and is_json(headers.get("content-type", "")):
+            if (
+                scope["method"] == "POST"
+                and scope["path"] not in self._uploads
+                and is_json(headers.get("content-type", ""))
+            ):
                 try:
                     receive = await _received(receive)
                 except ApiError as too_long:
@@ -120,8 +135,10 @@ class Gate:
             scope["state"]["caller"] = self._admission.authenticate(presented_key(headers))
         except InvalidKey as error:
             return api_error(error)
-        if int(headers.get("content-length", "0") or 0) > self._limit_bytes:
-            return too_large(self._limit_bytes)
+        if int(headers.get("content-length", "0") or 0) > self._limit(scope):
+            return too_large(self._limit(scope))
+        if path in self._uploads:
+            return None
         if scope["method"] == "POST" and has_body(headers) and not is_json(headers.get("content-type", "")):
             return ApiError(
                 415,
@@ -130,20 +147,25 @@ class Gate:
             )
         return None
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Count what arrives, so that a chunked body cannot pass the limit either."""
-        received_bytes = 0
+    def _limit(self, scope: Scope) -> int:
+        """Bytes that this request's body may have."""
+        return self._uploads.get(scope["path"], self._limit_bytes)
 
-        async def receive_limited() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            if message["type"] == "http.request":
-                received_bytes += len(message.get("body", b""))
-                if received_bytes > self._limit_bytes:
-                    raise too_large(self._limit_bytes)
-            return message
 
-        return receive_limited
+def _limited(receive: Receive, limit_bytes: int) -> Receive:
+    """Count what arrives, so that a chunked body cannot pass the limit either."""
+    received_bytes = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received_bytes
+        message = await receive()
+        if message["type"] == "http.request":
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > limit_bytes:
+                raise too_large(limit_bytes)
+        return message
+
+    return receive_limited
 
 
 async def _received(receive: Receive) -> Receive:

@@ -19,8 +19,10 @@ from api.formats import PromptFormats
 from api.metrics import Metrics
 from api.rules import RuleBook
 from scheduler.admission import Admission
+from scheduler.batches.records import Batches
 from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
+from scheduler.files import FileStore
 from scheduler.limits import Limiter
 from scheduler.models import ModelCatalog
 from scheduler.process import cancel_all
@@ -47,6 +49,8 @@ class Node:
     formats: PromptFormats
     store: Store
     turns: Turns
+    files: FileStore
+    batches: Batches
     rules: RuleBook
     board: WorkerBoard
     drain: Drain
@@ -85,6 +89,8 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         formats=PromptFormats(catalog),
         store=store,
         turns=Turns(engine),
+        files=FileStore(engine, settings.files_path),
+        batches=Batches(engine),
         rules=RuleBook(store),
         board=WorkerBoard(redis),
         drain=drain,

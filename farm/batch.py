@@ -20,7 +20,11 @@ from farm.batch_progress import Progress
 from farm.client import Answer, Client, ConnectionLost, error_message
 from farm.errors import CommandError, Unreachable, UsageRefused
 
-app = typer.Typer(name="batch", help="Run many requests from a file.", no_args_is_help=True)
+app = typer.Typer(
+    name="batch",
+    help="Run many requests from a file: here (run), or by the farm itself (submit).",
+    no_args_is_help=True,
+)
 
 RESPONSE_LIMIT_S = 3600.0
 DEFAULT_RETRY_S = 2.0

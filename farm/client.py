@@ -8,9 +8,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode, urlsplit
 
 from farm.errors import CommandError, Unreachable, UsageRefused
@@ -18,6 +20,7 @@ from farm.errors import CommandError, Unreachable, UsageRefused
 DEFAULT_URL = "http://127.0.0.1:8000"
 DONE = "[DONE]"
 CONNECT_TIMEOUT_S = 5.0
+PIECE_BYTES = 256 * 1024
 STREAM_SILENCE_S = 60.0
 """The API sends a comment every 10 s on a silent stream, so this long a silence is a lost connection."""
 _LOST = (OSError, http.client.HTTPException)
@@ -70,6 +73,36 @@ class ConnectionLost(CommandError):
         super().__init__(f"The connection to the farm broke: {str(reason) or type(reason).__name__}.")
 
 
+class FormBody:
+    """multipart/form-data with one file; each iteration reads the file anew. Raises UsageRefused when it cannot."""
+
+    def __init__(self, file: Path, fields: Mapping[str, str]) -> None:
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        start = f'--{boundary}\r\nContent-Disposition: form-data; name="'
+        shown = file.name.replace('"', "%22").replace("\n", "%0A").replace("\r", "%0D")
+        parts = [f'{start}{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
+        parts.append(f'{start}file"; filename="{shown}"\r\n\r\n')
+        self._file = file
+        self._before = "".join(parts).encode()
+        self._after = f"\r\n--{boundary}--\r\n".encode()
+        try:
+            self.length_bytes = len(self._before) + file.stat().st_size + len(self._after)
+        except OSError as error:
+            raise UsageRefused(f"Cannot read {file}: {error.strerror}.") from error
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body in pieces."""
+        yield self._before
+        with self._file.open("rb") as content:
+            while piece := content.read(PIECE_BYTES):
+                yield piece
+        yield self._after
+
+
+Body: TypeAlias = "bytes | FormBody"
+
+
 class Client:
     """Speaks to one API node."""
 
@@ -95,9 +128,9 @@ class Client:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         return self._checked("GET", path + (f"?{urlencode(given)}" if given else ""))
 
-    def post(self, path: str, body: Any = None) -> Any:
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         """POST and decode. Raises Unreachable, RequestFailed."""
-        return self._checked("POST", path, None if body is None else json.dumps(body).encode())
+        return self._checked("POST", path, None if body is None else json.dumps(body).encode(), headers)
 
     def send(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -110,6 +143,28 @@ class Client:
             self.close()
             raise ConnectionLost(error) from error
         return Answer(response.status, _headers(response), data)
+
+    def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Any:
+        """POST a form with a file, read from the disk while it is sent. Raises Unreachable, RequestFailed."""
+        form = FormBody(file, fields)
+        headers = {"Content-Type": form.content_type, "Content-Length": str(form.length_bytes)}
+        response = self._open("POST", path, form, headers, self._timeout_s)
+        answer = Answer(response.status, _headers(response), response.read())
+        if answer.status >= 400:
+            raise RequestFailed(answer)
+        return answer.json()
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """GET, piece by piece. Raises Unreachable, RequestFailed, ConnectionLost."""
+        response = self._open("GET", path, None, {}, self._timeout_s)
+        if response.status >= 400:
+            raise RequestFailed(Answer(response.status, _headers(response), response.read()))
+        try:
+            while piece := response.read(PIECE_BYTES):
+                yield piece
+        except _LOST as error:
+            self.close()
+            raise ConnectionLost(error) from error
 
     def stream(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
@@ -137,14 +192,16 @@ class Client:
         """Close the connection; the next call opens a new one."""
         self._connection.close()
 
-    def _checked(self, method: str, path: str, body: bytes | None = None) -> Any:
-        answer = self.send(method, path, body)
+    def _checked(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        answer = self.send(method, path, body, headers)
         if answer.status >= 400:
             raise RequestFailed(answer)
         return answer.json()
 
     def _open(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+        self, method: str, path: str, body: Body | None, headers: Mapping[str, str], timeout_s: float
     ) -> http.client.HTTPResponse:
         reused = self._connection.sock is not None
         try:
@@ -160,7 +217,7 @@ class Client:
             raise Unreachable(self.base_url, _reason(error)) from error
 
     def _request(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+        self, method: str, path: str, body: Body | None, headers: Mapping[str, str], timeout_s: float
     ) -> http.client.HTTPResponse:
         connection = self._connection
         if connection.sock is None:

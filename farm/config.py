@@ -16,9 +16,17 @@ from pydantic import SecretStr, ValidationError
 
 from farm.errors import CommandError, UsageRefused
 from farm.output import table
-from scheduler.settings import ApiSettings, FarmSettings, SchedulerSettings, ServeSettings, WorkerSettings, config_files
+from scheduler.settings import (
+    ApiSettings,
+    BatchSettings,
+    FarmSettings,
+    SchedulerSettings,
+    ServeSettings,
+    WorkerSettings,
+    config_files,
+)
 
-CLASSES: tuple[type[FarmSettings], ...] = (ApiSettings, WorkerSettings, SchedulerSettings, ServeSettings)
+CLASSES: tuple[type[FarmSettings], ...] = (ApiSettings, BatchSettings, WorkerSettings, SchedulerSettings, ServeSettings)
 AnySettings = TypeVar("AnySettings", bound=FarmSettings)
 
 

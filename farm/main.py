@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from farm import audit, batch, chat, jobs, listings, roles, tenants
+from farm import audit, batch, chat, farm_batches, jobs, listings, roles, tenants
 from farm.errors import CommandError
 from farm.output import complain
 
@@ -27,12 +27,14 @@ def config() -> None:
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(roles.serve, roles.api, roles.worker, roles.scheduler),
+    *(roles.serve, roles.api, roles.worker, roles.scheduler, roles.batches),
     *(chat.run, listings.ls, listings.ps),
     *(roles.doctor, roles.version),
 )
 for command in COMMANDS:
     app.command()(command)
+for name, farm_batch in farm_batches.COMMANDS.items():
+    batch.app.command(name)(farm_batch)
 for group in (jobs.app, batch.app, audit.app, audit.database, tenants.app, settings):
     app.add_typer(group)
 

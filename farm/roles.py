@@ -46,7 +46,7 @@ def serve(
     log_level: flags.LogLevel = None,
     log_format: flags.LogFormat = None,
 ) -> None:
-    """Start a whole farm on this machine: Valkey, SQLite, scheduler, API and a worker per model."""
+    """Start a whole farm on this machine: Valkey, SQLite, scheduler, API, batches and a worker per model."""
     become("farm.serve", settings=ctx.params)
 
 
@@ -94,6 +94,18 @@ def scheduler(
 ) -> None:
     """Start the scheduler: projector, reaper and background tasks."""
     become("scheduler", settings=ctx.params)
+
+
+def batches(
+    ctx: typer.Context,
+    home: flags.Home = None,
+    redis_url: flags.RedisUrl = None,
+    database_url: flags.DatabaseUrl = None,
+    log_level: flags.LogLevel = None,
+    log_format: flags.LogFormat = None,
+) -> None:
+    """Start the batches process: it runs uploaded batches and sends webhooks."""
+    become("api.batches", settings=ctx.params)
 
 
 def doctor(

@@ -23,6 +23,7 @@ from scheduler.settings import ApiSettings, ServeSettings, WorkerSettings
 
 _VALKEY_GRACE_S = 30.0
 _SCHEDULER_GRACE_S = 10.0
+_BATCHES_GRACE_S = 10.0
 _NOTHING_OF_THE_OTHER = {"FARM_MODEL_NAME": "", "FARM_ADAPTERS": "", "FARM_DRAFT_MODEL": "", "FARM_KV_BITS": "0"}
 """What was said of the model that generates does not hold for those beside it."""
 
@@ -67,7 +68,11 @@ def _roles(api: ApiSettings, worker: WorkerSettings, beside: ServeSettings, redi
     if api.log_format == "auto" and sys.stderr.isatty():
         environment["FARM_LOG_FORMAT"] = "console"
     worker_grace_s = worker.drain_s + 20
-    roles = [_role("api", "api", api.drain_s + 5, environment), _role("worker", "workers", worker_grace_s, environment)]
+    roles = [
+        _role("api", "api", api.drain_s + 5, environment),
+        _role("batches", "api.batches", _BATCHES_GRACE_S, environment),
+        _role("worker", "workers", worker_grace_s, environment),
+    ]
     for task, model in {"embed": beside.embedding_model, "rerank": beside.rerank_model}.items():
         if model:
             changes = {**_NOTHING_OF_THE_OTHER, "FARM_TASK": task, "FARM_MODEL": model}

@@ -8,14 +8,14 @@ FarmError
 ├── NoLease                 a worker claims without a live lease
 ├── LogShortened            a job cannot be ended: the queue lost the end of its token log
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
-├── UnknownJob
+├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, InvalidKey
+├── ContextTooLong, TemplateRefused
 ├── AnswerDiverged          a resumed job went on with other tokens than those already told
 ├── LogRewritten            the queue forgot frames that a client has read
-├── UnknownModel
-├── ContextTooLong
-├── TemplateRefused         a chat template raised
-├── InvalidKey
 ├── RecordUnavailable       the SQL database does not answer
+├── FileTooLarge            a content is over its limit
+├── QuotaExceeded           a tenant's files take too much
+├── BatchMoved              a batch was moved on by somebody else meanwhile
 ├── InvalidQuery            an audit query that is not a read-only SELECT
 └── InvalidRule
 """
@@ -151,6 +151,40 @@ class RecordUnavailable(FarmError):
     def __init__(self, reason: str = "", retry_after_s: float = 2.0) -> None:
         super().__init__("The record (SQL) is not reachable" + (f": {reason}" if reason else "") + ". Try again soon.")
         self.retry_after_s = retry_after_s
+
+
+class UnknownFile(FarmError):
+    """The tenant has no file of this id."""
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"No file {file_id!r} is known here (it may have expired). GET /v1/files lists them.")
+
+
+class FileTooLarge(FarmError):
+    """A content is over its limit; nothing of it was kept."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The content is over the limit of {limit_bytes} bytes. Split it.")
+
+
+class QuotaExceeded(FarmError):
+    """A tenant's files would take more than they may; nothing was kept."""
+
+    def __init__(self, used_bytes: int, quota_bytes: int) -> None:
+        super().__init__(
+            f"Files may take {quota_bytes} bytes in all and take {used_bytes} now. Delete some: DELETE /v1/files/ID."
+        )
+
+
+class UnknownBatch(FarmError):
+    """The tenant has no batch of this id."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"No batch {batch_id!r} is known here.")
+
+
+class BatchMoved(FarmError):
+    """A batch is no longer as it was read: what was computed from that reading is void."""
 
 
 class InvalidQuery(FarmError):

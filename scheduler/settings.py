@@ -85,6 +85,11 @@ class FarmSettings(BaseSettings):
         return self.home.expanduser().absolute()
 
     @property
+    def files_path(self) -> Path:
+        """Where files are; API nodes and batch processes of one farm share it."""
+        return self.home_path / "files"
+
+    @property
     def redis(self) -> str:
         """The Redis URL in effect."""
         return self.redis_url or f"unix://{self.home_path / 'run' / 'valkey.sock'}"
@@ -136,6 +141,18 @@ class ApiSettings(FarmSettings):
     limit_input_tokens_per_minute: int = Field(0, ge=0, description="Prompt tokens not from the cache; 0: no limit.")
     limit_output_tokens_per_minute: int = Field(0, ge=0, description="Generated tokens of one key; 0: no limit.")
     limit_concurrent_jobs: int = Field(0, ge=0, description="Jobs of one key that have not ended; 0: no limit.")
+    file_limit_bytes: int = Field(512 * 2**20, gt=0, description="The largest file that may be uploaded.")
+    files_quota_bytes: int = Field(16 * 2**30, gt=0, description="What all files of one tenant may take.")
+    batch_max_requests: int = Field(100_000, ge=1, description="Requests in one batch.")
+    webhook_secret: SecretStr | None = Field(None, description="whsec_… signs webhooks; none: no webhooks are sent.")
+    webhook_hosts: str = Field("", description="host:port,… that webhooks may go to although not https or not public.")
+    batch_result_ttl_s: float = Field(29 * 86400.0, gt=0, description="How long result files of batches are kept.")
+    batch_input_bytes: int = Field(256 * 2**20, gt=0, description="The largest batch, its requests as text.")
+
+    @property
+    def trusted_webhook_hosts(self) -> frozenset[str]:
+        """Of `webhook_hosts`."""
+        return frozenset(filter(None, (host.strip() for host in self.webhook_hosts.split(","))))
 
     @property
     def limits(self) -> Limits:
@@ -146,6 +163,12 @@ class ApiSettings(FarmSettings):
             output_tokens_per_minute=self.limit_output_tokens_per_minute,
             concurrent_jobs=self.limit_concurrent_jobs,
         )
+
+
+class BatchSettings(ApiSettings):
+    """What `mlx-farm batches` needs: it translates lines as an API node does."""
+
+    batch_window: int = Field(256, ge=1, description="Lines of one batch that are jobs at one time.")
 
 
 class WorkerSettings(FarmSettings):

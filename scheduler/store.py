@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 from sqlalchemy import Executable, and_, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from scheduler.database import record_errors
 from scheduler.errors import IdempotencyConflict
@@ -71,19 +71,10 @@ class Store:
 
         Raises IdempotencyConflict for the same key with another body.
         """
-        row = {
-            "id": job.id,
-            "tenant": job.tenant,
-            "idempotency_key": job.idempotency_key or None,
-            "body_hash": job.body_hash,
-            "submission": _submission(job),
-            "body": job.request.encode(),
-            "accepted_ms": _now_ms(),
-        }
         async with record_errors():
             try:
                 async with self.engine.begin() as connection:
-                    await connection.execute(insert(DurableJobRow).values(row))
+                    await insert_durable(connection, [job])
                     if kept is not None:
                         turn = {"previous_id": kept.previous_id, "input": kept.input}
                         await connection.execute(insert(TurnRow).values(id=job.id, tenant=job.tenant, **turn))
@@ -91,11 +82,11 @@ class Store:
                 return await self._accepted_before(job)
         return job.id
 
-    async def relayed(self, job_id: str) -> None:
-        """Note that the queue has the job."""
+    async def relayed(self, *job_ids: str) -> None:
+        """Note that the queue has these jobs."""
         async with record_errors(), self.engine.begin() as connection:
             await connection.execute(
-                update(DurableJobRow).where(DurableJobRow.id == job_id).values(relayed_ms=_now_ms())
+                update(DurableJobRow).where(DurableJobRow.id.in_(job_ids)).values(relayed_ms=_now_ms())
             )
 
     async def unrelayed(self, older_than_ms: int, limit: int = 100) -> list[NewJob]:
@@ -123,17 +114,7 @@ class Store:
     async def durable_job(self, job_id: str) -> DurableJob | None:
         """An accepted async job with its result, or None."""
         rows = await self._all(select(DurableJobRow.__table__).where(DurableJobRow.id == job_id))
-        if not rows:
-            return None
-        row = rows[0]
-        return DurableJob(
-            row.id,
-            row.tenant,
-            row.accepted_ms,
-            row.ended_ms,
-            JobRequest.decode(row.body) if row.body else None,
-            decode_frames(row.id, row.result) if row.result else None,
-        )
+        return durable_job_of_row(rows[0]) if rows else None
 
     async def job(self, job_id: str) -> Job | None:
         """The record of one job, or None."""
@@ -225,6 +206,37 @@ class Store:
         async with record_errors(), self.engine.connect() as connection:
             rows: Sequence[Any] = (await connection.execute(query)).all()
             return rows
+
+
+async def insert_durable(connection: AsyncConnection, jobs: Sequence[NewJob]) -> None:
+    """Accept jobs in a transaction of the caller's; its commit is the promise. Raises IntegrityError for known ones."""
+    now_ms = _now_ms()
+    rows = [
+        {
+            "id": job.id,
+            "tenant": job.tenant,
+            "idempotency_key": job.idempotency_key or None,
+            "body_hash": job.body_hash,
+            "submission": _submission(job),
+            "body": job.request.encode(),
+            "accepted_ms": now_ms,
+        }
+        for job in jobs
+    ]
+    if rows:
+        await connection.execute(insert(DurableJobRow), rows)
+
+
+def durable_job_of_row(row: Any) -> DurableJob:
+    """A row (with these columns among others) as a job."""
+    return DurableJob(
+        row.id,
+        row.tenant,
+        row.accepted_ms,
+        row.ended_ms,
+        JobRequest.decode(row.body) if row.body else None,
+        decode_frames(row.id, row.result) if row.result else None,
+    )
 
 
 def job_of_row(row: Mapping[str, Any]) -> Job:

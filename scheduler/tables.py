@@ -153,3 +153,85 @@ class RuleRow(Table):
     model: Mapped[str] = mapped_column(Text)
     lane: Mapped[str | None] = mapped_column(Text)
     applied_ms: Mapped[int]
+
+
+class FileRow(Table):
+    """An uploaded or produced file; its content lies under FARM_HOME by its id."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_tenant", "tenant", "id"), Index("ix_files_expires", "expires_ms"))
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str] = mapped_column(Text)
+    filename: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(Text)
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int | None]
+
+
+class BatchRow(Table):
+    """A batch of requests. `version` counts the moves of its worker: a move that finds another version is undone."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("ix_batches_tenant", "tenant", "protocol", "id"), Index("ix_batches_state", "state"))
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    protocol: Mapped[str] = mapped_column(Text)
+    endpoint: Mapped[str] = mapped_column(Text)
+    input_file_id: Mapped[str] = mapped_column(Text)
+    completion_window: Mapped[str] = mapped_column(Text)
+    options: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(Text)
+    version: Mapped[int]
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    in_progress_ms: Mapped[int | None]
+    finalizing_ms: Mapped[int | None]
+    cancelling_ms: Mapped[int | None]
+    ended_ms: Mapped[int | None]
+    total: Mapped[int]
+    succeeded: Mapped[int]
+    errored: Mapped[int]
+    canceled: Mapped[int]
+    expired: Mapped[int]
+    next_line: Mapped[int]
+    next_offset: Mapped[int]
+    models: Mapped[dict[str, Any]]
+    usage: Mapped[dict[str, Any]]
+    errors: Mapped[dict[str, Any]]
+    output_file_id: Mapped[str | None] = mapped_column(Text)
+    error_file_id: Mapped[str | None] = mapped_column(Text)
+
+
+class BatchLineRow(Table):
+    """A line of a batch that has become a job or has its result; the rows go when the result files are written."""
+
+    __tablename__ = "batch_lines"
+    __table_args__ = (Index("ix_batch_lines_outcome", "batch_id", "outcome"),)
+
+    batch_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    custom_id: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str | None] = mapped_column(Text)
+    outcome: Mapped[str | None] = mapped_column(Text)
+    result: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
+class WebhookRow(Table):
+    """A webhook that is to be delivered, written with what it tells; `due_ms` None: delivered or given up."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index("ix_webhooks_due", "due_ms"),)
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    url: Mapped[str] = mapped_column(Text)
+    payload: Mapped[str] = mapped_column(Text)
+    created_ms: Mapped[int]
+    attempts: Mapped[int]
+    due_ms: Mapped[int | None]
+    delivered_ms: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)

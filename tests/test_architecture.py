@@ -21,6 +21,7 @@ LONGEST_POLL_S = 0.05
 VAGUE = {"utils", "util", "manager", "helpers", "helper", "common", "base", "misc", "shared"}
 BROAD = {"Exception", "BaseException"}
 PROCESSES = {
+    "api/batches": "batches",
     "api": "api",
     "scheduler": "scheduler",
     "workers/engine": "model process",

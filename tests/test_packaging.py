@@ -106,7 +106,7 @@ def test_the_wheel_has_scripts_migrations_and_the_demo_model_and_no_training(tmp
 
 def test_the_compose_file_names_every_part_and_the_image_exists() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-    assert set(compose["services"]) == {"valkey", "postgres", "migrate", "api", "scheduler", "worker"}
+    assert set(compose["services"]) == {"valkey", "postgres", "migrate", "api", "batches", "scheduler", "worker"}
     assert compose["services"]["worker"]["profiles"] == ["cpu"]
     assert (ROOT / "Dockerfile").is_file()
     for service in compose["services"].values():
