@@ -26,8 +26,8 @@ from scheduler.tables import EventRow, JobRow, ProjectionErrorRow, UsageRow
 from scheduler.tokens import TokenLog
 
 LASTING = {"ev", "cnt", "vt", "fence", "wl"}
-LASTING_BEGINNINGS = ("act:", "rate:")
-"""Keys of a shard that belong to no job: counters, tenants of a lane, what drains."""
+LASTING_BEGINNINGS = ("act:", "idle:", "rate:")
+"""Keys of a shard that belong to no job: counters, tenants of a lane, workers with room, what drains."""
 
 
 class Record:
