@@ -11,11 +11,17 @@ import os
 import sys
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
+import uvloop
+
 import workers.model_process
+from scheduler.process import configure_logs
+from scheduler.settings import WorkerSettings
 from workers.engine import Chunk, Prompt
 from workers.engine_thread import EngineThread
+from workers.model_process import load_generator
 
 submitted: dict[str, float] = {}
 produced: dict[str, list[float]] = defaultdict(list)
@@ -44,7 +50,11 @@ def main() -> None:
     """Serve, then write the note."""
     workers.model_process.EngineThread = RecordingThread  # type: ignore[attr-defined,misc]
     workers.model_process.ModelProcess = RecordingProcess  # type: ignore[misc]
-    code = workers.model_process.main()
+    settings = WorkerSettings()
+    configure_logs(settings.log_level, settings.log_format)
+    sys.setswitchinterval(0.0005)
+    load = partial(load_generator, settings)
+    code = uvloop.run(workers.model_process.serve(settings, load, rows=settings.max_sequences))
     Path(sys.argv[1]).write_text(json.dumps({"submitted": submitted, "produced": produced}))
     os._exit(code)
 

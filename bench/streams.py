@@ -153,6 +153,7 @@ def main() -> None:
             "model_name": MODEL,
             "port": "0",
             "max_sequences": str(ROWS),
+            "reserved_rows": "0",
             "log_level": "ERROR",
         }
         with farm_processes(roles, settings) as farm:

@@ -191,12 +191,12 @@ async def test_clients_that_open_and_drop_leave_nothing_behind(
             gone.sendall(post(body, f"Content-Length: {len(body)}"))
             gone.close()
     worker.resume.set()
-    async with httpx2.AsyncClient(base_url=url, timeout=20) as client:
-        events = await all_events(client, "POST", URL, json=chat_body(stream=True))
+    async with httpx2.AsyncClient(base_url=url, timeout=20) as http:
+        events = await all_events(http, "POST", URL, json=chat_body(stream=True))
         assert events[-1].data == "[DONE]"
 
         async def nothing_left() -> bool:
-            health = (await client.get("/health")).json()
+            health = (await http.get("/health")).json()
             counts = await worker.queue.redis.hget("{farm.0}:cnt", "t:default")  # type: ignore[misc]
             return health["open_answers"] == 0 and not int(counts or 0)
 
