@@ -22,7 +22,7 @@ from api.errors import SERVER_ERROR, ApiError, api_error
 from api.metrics import Metrics
 from api.middleware import Gate, RequestFrame
 from api.node import admission_of, open_node
-from api.openai import batches, files, routes, tokenizing
+from api.openai import batches, files, routes, stored, tokenizing
 from api.openai.responses import routes as responses
 from api.vectors import routes as vector_routes
 from scheduler.errors import FarmError
@@ -62,7 +62,7 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
-    inference = (models, routes, tokenizing, responses, anthropic_routes, vector_routes)
+    inference = (models, routes, stored, tokenizing, responses, anthropic_routes, vector_routes)
     farm = (dead_letters, jobs, audit, admin_models, admin_tenants)
     for module in (health, *inference, files, batches, message_batches, *farm):
         app.include_router(module.router)

@@ -29,7 +29,10 @@ from scheduler.models import ModelCard
 
 
 def _chat(body: Any) -> Draft:
-    return chat_draft(validated(ChatRequest, body, "body"))
+    draft = chat_draft(validated(ChatRequest, body, "body"))
+    if draft.body.store:
+        draft.ignored.append("store")  # a job's answer is kept with the job
+    return draft
 
 
 def _completion(body: Any) -> Draft:

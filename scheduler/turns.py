@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, literal, select, update
+from sqlalchemy import Row, delete, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import aliased
 
 from scheduler.database import record_errors
+from scheduler.jobs import JobState
 from scheduler.requests import JobRequest
 from scheduler.store import DurableJob, decode_frames
-from scheduler.tables import DurableJobRow, TurnRow
+from scheduler.tables import DurableJobRow, JobRow, TurnRow
 
 MOST_TURNS = 1000
 """A longer chain is cut off here; no context holds so many."""
@@ -46,6 +47,33 @@ class Turns:
     async def conversation(self, tenant: str, turn_id: str) -> Sequence[Turn]:
         """The turns from the first one that is kept up to this one; empty when this one is not kept."""
         return (await self._chain(tenant, turn_id, MOST_TURNS))[::-1]
+
+    async def finished(
+        self, tenant: str, kind: str, *, model: str | None, after_id: str | None, ascending: bool, limit: int
+    ) -> Sequence[Turn]:
+        """Turns of one kind of job that have been answered, by age; `after_id` is the last one of the page before."""
+        kept, job, record = TurnRow.__table__, DurableJobRow.__table__, JobRow.__table__
+        age = tuple_(job.c.accepted_ms, job.c.id)
+        query = select(kept.c.previous_id, kept.c.input, job).join(job, job.c.id == kept.c.id)
+        query = query.join(record, record.c.id == kept.c.id).where(kept.c.tenant == tenant, record.c.kind == kind)
+        query = query.where(record.c.state == JobState.FINISHED.value, job.c.result.is_not(None))
+        if model is not None:
+            query = query.where(record.c.model_asked == model)
+        if after_id is not None:
+            accepted_ms = select(job.c.accepted_ms).where(job.c.id == after_id).scalar_subquery()
+            edge = tuple_(accepted_ms, literal(after_id))
+            query = query.where(age > edge if ascending else age < edge)
+        order = (job.c.accepted_ms, job.c.id) if ascending else (job.c.accepted_ms.desc(), job.c.id.desc())
+        async with record_errors(), self._engine.connect() as connection:
+            rows = (await connection.execute(query.order_by(*order).limit(limit))).all()
+        return [_turn(row, job.c) for row in rows]
+
+    async def rewrite(self, tenant: str, turn_id: str, content: bytes) -> bool:
+        """Replace a turn's input; False when there is none."""
+        mine = (TurnRow.id == turn_id, TurnRow.tenant == tenant)
+        async with record_errors(), self._engine.begin() as connection:
+            changed = await connection.execute(update(TurnRow).where(*mine).values(input=content))
+        return bool(changed.rowcount)
 
     async def forget(self, tenant: str, turn_id: str) -> bool:
         """Drop a turn, and its answer where that is whole; False when there was none. Later turns lose their start."""

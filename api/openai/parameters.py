@@ -20,7 +20,6 @@ TIER_LANES = {"flex": Lane.LOW, "priority": Lane.HIGH, "fast": Lane.HIGH, "scale
 LANE_TIERS = {Lane.HIGH: "priority", Lane.NORMAL: "default", Lane.LOW: "flex"}
 
 NO_OPS: Mapping[str, tuple[Any, ...]] = {
-    "store": (False,),
     "suffix": ("",),
     "modalities": (["text"],),
     "verbosity": ("medium",),

@@ -12,6 +12,7 @@ from api.node import CurrentNode
 from api.openai.chat import chat_draft
 from api.openai.completions import completion_draft
 from api.openai.schemas import ChatRequest, CompletionRequest
+from api.openai.stored import keeping_of
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
@@ -23,7 +24,7 @@ async def create_chat_completion(body: ChatRequest, node: CurrentNode, call: Cur
     Headers: `Idempotency-Key`, `Farm-Lane` (high, normal, low), `Farm-Timeout` (seconds), and `Farm-Disconnect`
     (cancel, the default; continue: the job goes on when the client leaves, GET /v1/jobs/{id} has it).
     """
-    return await answer(node, call, chat_draft(body), request)
+    return await answer(node, call, chat_draft(body), request, keeping_of(body))
 
 
 @router.post("/completions")

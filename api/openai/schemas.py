@@ -191,6 +191,7 @@ class ChatRequest(Generation):
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16, description="Shown with the job.")
+    store: bool | None = Field(None, description="Keep it for GET /v1/chat/completions/{id}.")
     thinking_token_budget: int | None = Field(None, ge=1, description="Most tokens of reasoning; then it must answer.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
     add_generation_prompt: bool | None = None

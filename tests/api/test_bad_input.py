@@ -155,7 +155,6 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     (chat_body(response_format={"type": "structural_tag"}), "response_format.type"),
     (chat_body(structured_outputs={"structural_tag": "x"}), "structured_outputs.structural_tag"),
     (chat_body(guided_grammar='start: "a"'), "guided_grammar"),
-    (chat_body(store=True), "store"),
     (chat_body(modalities=["text", "audio"]), "modalities"),
     (chat_body(audio={"voice": "x"}), "audio"),
     (chat_body(verbosity="low"), "verbosity"),
