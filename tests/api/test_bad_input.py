@@ -306,7 +306,7 @@ async def test_bodies_over_the_limit_are_413_also_without_a_length(
 async def test_unknown_places_and_methods_have_the_same_shape(shared_client: httpx2.AsyncClient) -> None:
     nowhere = await shared_client.get("/v1/nowhere")
     assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "invalid_request_error")
-    wrong = await shared_client.get(CHAT)
+    wrong = await shared_client.get("/v1/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert "GET is not allowed" in wrong.json()["error"]["message"]
     assert (await shared_client.post("/v1/chat/completions/", json=chat_body())).status_code == 404
