@@ -8,11 +8,12 @@ import string
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+import workers.engine  # noqa: F401 - first, because it loads the BLAS that MLX is to use
 
-from workers.encoder.cross import BertScorer, XlmRobertaScorer
+import mlx.core as mx  # isort: skip
+from mlx.utils import tree_flatten, tree_map  # isort: skip
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # isort: skip
+from workers.encoder.cross import BertScorer, XlmRobertaScorer  # isort: skip
 
 SPECIAL = ("[CLS]", "[PAD]", "[SEP]", "[UNK]")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}

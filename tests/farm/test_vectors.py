@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import signal
 from array import array
@@ -209,6 +210,10 @@ def test_an_async_job_keeps_its_vectors_and_its_record(vector_farm: Any, http: h
     job_id = accepted.json()["id"]
     job = eventually(lambda: (found := http.get(f"/v1/jobs/{job_id}").json())["state"] == "finished" and found)
     assert job["result"] == direct
+    lines = http.get(f"/v1/jobs/{job_id}/events").raise_for_status().text.splitlines()
+    *events, done = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    told = [item for event in events for item in json.loads(event)["data"]]
+    assert (sorted(told, key=lambda item: item["index"]), done) == (direct["data"], "[DONE]")
     query = f"SELECT kind, prompt_tokens, output_tokens FROM jobs WHERE id = '{job_id}' AND state = 'finished'"
     [row] = eventually(lambda: vector_farm.query(query))
     assert (row["kind"], row["prompt_tokens"], row["output_tokens"]) == (

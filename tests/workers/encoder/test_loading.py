@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,11 @@ def test_shorter_vectors_are_allowed_where_the_model_was_trained_for_them(tmp_pa
     some = write_embedder(tmp_path / "c", "bert", matryoshka_dimensions=[8, 16])
     found = [load_encoder(str(folder), task=Task.EMBED).info.short_dimensions for folder in (plain, any_number, some)]
     assert found == [None, (), (8, 16)]
+
+
+@pytest.mark.parametrize("module", ["workers.encoder", "workers.encoder_process"])
+def test_a_fast_blas_is_there_before_mlx_is(module: str) -> None:
+    code = f"import sys, {module}; found = list(sys.modules); "
+    code += "print(found.index('workers.engine.backend') < found.index('mlx.core'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
