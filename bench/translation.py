@@ -20,7 +20,7 @@ from api.stream import sse
 from scheduler.frames import Chunk, End, FrameId, decode_body, encode_chunks
 from scheduler.jobs import JobState
 
-KINDS = ("chat.completions", "completions", "messages")
+KINDS = ("chat.completions", "completions", "responses", "messages")
 TOKEN_CHARS = 4
 BUDGET_MS = 0.1
 """Per chunk."""
