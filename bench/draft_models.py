@@ -38,9 +38,11 @@ def stranger(target: LoadedModel) -> LoadedModel:
 def _shortened(target: LoadedModel) -> LoadedModel:
     whole: Any = target.model
     network: Any = qwen3.Model(replace(whole.args, num_hidden_layers=DRAFT_LAYERS))
-    kept = {name for name, _ in tree_flatten(network.parameters())}
-    network.load_weights([(name, weight) for name, weight in tree_flatten(whole.parameters()) if name in kept])
+    kept = dict(tree_flatten(network.parameters()))
+    network.load_weights(
+        [(name, weight) for name, weight in dict(tree_flatten(whole.parameters())).items() if name in kept]
+    )
     network.eval()
-    weight_bytes = sum(int(weight.nbytes) for _, weight in tree_flatten(network.parameters()))
+    weight_bytes = sum(int(weight.nbytes) for weight in dict(tree_flatten(network.parameters())).values())
     info = replace(target.info, path=Path("draft"), weight_bytes=weight_bytes, parameters=weight_bytes // 4)
     return LoadedModel(model=network, vocabulary=target.vocabulary, info=info)

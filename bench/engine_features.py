@@ -4,7 +4,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -248,7 +248,7 @@ def rounded_cache(bench: Bench) -> Iterator[Result]:
     turned = take_turns(rounded, exact, (requests, requests), turns=bench.turns)
     yield bench.turned("8-bit cache, decoding speed to exact", None, turned, None, "exact")
     demo = load_model(str(DEMO_MODEL))
-    asked = {
+    asked: dict[str, tuple[LoadedModel, Sequence[Sequence[int]]]] = {
         "the demo model, real questions": (demo, [_asked(demo, question) for question in QUESTIONS]),
         "random prompts": (bench.loaded, [request.prompt_ids for request in bench.alike(4, 128)]),
     }

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from workers.engine import LoadedModel  # first, because it loads the BLAS that MLX is to use
 
 import mlx.core as mx  # isort: skip
@@ -26,7 +28,8 @@ class Divergence:
 
 
 def measure_divergence(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> Divergence:
-    equal, divergences = [], []
+    equal: list[float] = []
+    divergences: list[float] = []
     for prompt in prompts:
         exact, rounded = (_greedy(loaded.model, prompt, make) for make in (make_prompt_cache, rounded_caches))
         equal.append(statistics.mean(a == b for a, b in zip(exact, rounded, strict=True)))
@@ -34,19 +37,18 @@ def measure_divergence(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) ->
         logs = [
             _log_probabilities(loaded.model, text, make)[len(prompt) :] for make in (make_prompt_cache, rounded_caches)
         ]
-        divergences += mx.sum(mx.exp(logs[0]) * (logs[0] - logs[1]), axis=-1).tolist()
+        divergences += map(float, np.array(mx.sum(mx.exp(logs[0]) * (logs[0] - logs[1]), axis=-1)))
     return Divergence(equal, statistics.mean(divergences), max(divergences))
 
 
 def _log_probabilities(model: Module, ids: mx.array, make_caches: Callable[[Module], list[Any]]) -> mx.array:
-    logits = model(ids, cache=make_caches(model))[0].astype(mx.float32)
+    logits: mx.array = model(ids, cache=make_caches(model))[0].astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _greedy(model: Module, prompt: Sequence[int], make_caches: Callable[[Module], list[Any]]) -> list[int]:
     caches, said, new = make_caches(model), [], mx.array([prompt])
     for _ in range(TOKENS):
-        best = mx.argmax(model(new, cache=caches)[0, -1])
-        said.append(int(best.item()))
-        new = best.reshape(1, 1)
+        said.append(int(np.array(mx.argmax(model(new, cache=caches)[0, -1]))))
+        new = mx.array([[said[-1]]])
     return said

@@ -97,7 +97,9 @@ class Load:
         request = f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
         asked, address = Asked(lane), urlsplit(self.url)
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_connection(lambda: Client(asked, request), address.hostname, address.port)
+        _, client = await loop.create_connection(
+            lambda: Client(asked, request), str(address.hostname), int(address.port or 80)
+        )
         await client.ended
         return asked
 

@@ -37,12 +37,12 @@ class FarmProcess:
     @property
     def rss_mb(self) -> float:
         """Resident memory, of its children too."""
-        return sum(process.memory_info().rss for process in self._family()) / 2**20
+        return float(sum(process.memory_info().rss for process in self._family())) / 2**20
 
     @property
     def cpu_s(self) -> float:
         """Processor time used so far, by its children too."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._family())
+        return sum(float(sum(process.cpu_times()[:2])) for process in self._family())
 
     def stop(self) -> None:
         """SIGTERM; SIGKILL for whoever does not hear it."""

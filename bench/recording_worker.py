@@ -48,7 +48,7 @@ class RecordingProcess(workers.model_process.ModelProcess):
 
 def main() -> None:
     """Serve, then write the note."""
-    workers.model_process.EngineThread = RecordingThread  # type: ignore[attr-defined,misc]
+    workers.model_process.EngineThread = RecordingThread  # type: ignore[attr-defined]
     workers.model_process.ModelProcess = RecordingProcess  # type: ignore[misc]
     settings = WorkerSettings()
     configure_logs(settings.log_level, settings.log_format)
