@@ -22,7 +22,9 @@ from pydantic import ValidationError
 from api.app import create_app
 from api.connections import SEND_BUFFER_BYTES, ConnectionLimits, connection_class, watch_over
 from api.drain import Drain
+from scheduler.errors import UnsupportedServer
 from scheduler.process import announce_ready, configure_logs, watch_parent
+from scheduler.servers import require_server
 from scheduler.settings import ApiSettings
 
 log = structlog.get_logger()
@@ -91,6 +93,12 @@ class Server(uvicorn.Server):
             self._drain.end_answers()
             await self._drain.idle(LAST_WORDS_S)
         self.should_exit = True
+
+
+async def serve(settings: ApiSettings, listener: socket.socket) -> None:
+    """Serve until stopped. Raises UnsupportedServer."""
+    await require_server(settings.redis)
+    await Server(settings).serve([listener])
 
 
 def _limits(settings: ApiSettings) -> ConnectionLimits:
@@ -166,7 +174,11 @@ def main() -> int:
         sys.stderr.write(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.\n")
         return 1
     allow_files(settings.max_connections + OWN_FILES)
-    uvloop.run(Server(settings).serve([listener]))
+    try:
+        uvloop.run(serve(settings, listener))
+    except UnsupportedServer as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 

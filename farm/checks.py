@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -12,17 +13,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from redis import Redis
-from redis.exceptions import RedisError
-
 from farm import ports
 from farm.errors import CommandError
 from farm.version import back_end, installed
+from scheduler.errors import QueueUnavailable, UnsupportedServer
+from scheduler.servers import look, risks
 from scheduler.settings import ApiSettings, SchedulerSettings
 
 LOW_DISK_BYTES = 5 * 2**30
 LOW_MEMORY_BYTES = 4 * 2**30
-OLDEST_REDIS = (6, 2)
 PROBE_LIMIT_S = 60.0
 _BLAS_PROBE = "from workers.engine.backend import load_blas; print(load_blas())"
 
@@ -93,22 +92,19 @@ def queue(settings: ApiSettings) -> Finding:
     if not settings.redis_url and not (settings.home_path / "run" / "valkey.sock").exists():
         return Finding("queue", Verdict.OK, "the embedded Valkey; it is not running now (mlx-farm serve starts it)")
     try:
-        with Redis.from_url(settings.redis, socket_timeout=5, socket_connect_timeout=5) as redis:
-            info = redis.info()
-    except (RedisError, OSError, ValueError) as error:
+        info = asyncio.run(look(settings.redis))
+    except UnsupportedServer as error:
+        return Finding("queue", Verdict.FAIL, str(error), "Use Redis 6.2 or newer, or Valkey, and its kind of URL.")
+    except QueueUnavailable as error:
         fix = "Start the server, or correct FARM_REDIS_URL (unset: embedded Valkey)."
         return Finding("queue", Verdict.FAIL, f"not reachable: {error}", fix)
     version = str(info.get("valkey_version") or info["redis_version"])
     aof = "on" if info["aof_enabled"] else "off"
     found = f"{info.get('server_name', 'redis')} {version}, {info['maxmemory_policy']}, append-only file {aof}"
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        return Finding("queue", Verdict.FAIL, found, "Use Redis 6.2 or newer, or Valkey.")
-    if info["maxmemory_policy"] != "noeviction":
-        fix = "It may drop jobs when memory is short: CONFIG SET maxmemory-policy noeviction (and in its configuration)"
-        return Finding("queue", Verdict.FAIL, found, fix)
-    if not info["aof_enabled"]:
-        fix = "Jobs are lost when it restarts: CONFIG SET appendonly yes (and in its configuration)"
-        return Finding("queue", Verdict.WARN, found, fix)
+    why = risks(info)
+    if why:
+        verdict = Verdict.WARN if info["maxmemory_policy"] == "noeviction" else Verdict.FAIL
+        return Finding("queue", verdict, found, f"{'; '.join(why)} (and in its configuration)")
     return Finding("queue", Verdict.OK, found)
 
 

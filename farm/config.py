@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def masked(value: Any) -> str:
         parts = urlsplit(text)
         if parts.password:
             text = urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":********@")))
+        text = re.sub(r"(password=)[^&]+", r"\1********", text)
     return text
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 import uvloop
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -33,6 +34,7 @@ from scheduler.queue import JobQueue
 from scheduler.reaper import Reaper
 from scheduler.relay import Relay
 from scheduler.retention import Retention
+from scheduler.servers import require_server
 from scheduler.settings import SchedulerSettings
 from scheduler.store import Store
 
@@ -51,6 +53,7 @@ async def serve(settings: SchedulerSettings) -> None:
     A database that is away delays only what needs it: jobs of dead workers go back to the queue all the same.
     """
     stop = stop_event()
+    await require_server(settings.redis)
     redis, blocking = command_client(settings.redis), blocking_client(settings.redis)
     engine = open_database(settings.database)
     queue = JobQueue(redis, shards=settings.shards, policy=settings.queue_policy)
@@ -135,7 +138,11 @@ async def run_rebuild(settings: SchedulerSettings) -> int:
 def main() -> int:
     """Parse the command and run it; every expected error is one line on stderr."""
     arguments = _parser().parse_args()
-    settings = SchedulerSettings()
+    try:
+        settings = SchedulerSettings()
+    except ValidationError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     configure_logs(settings.log_level, settings.log_format)
     try:
         return _run(arguments, settings)

@@ -9,9 +9,9 @@ from typing import Any
 
 import structlog
 from arq import ArqRedis, Worker, cron
-from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from scheduler.connections import connection_pool
 from scheduler.retention import Retention
 from scheduler.settings import SchedulerSettings
 
@@ -39,7 +39,7 @@ def chore_worker(settings: SchedulerSettings, retention: Retention, *, burst: bo
     return Worker(
         functions=[retain],
         cron_jobs=[cron(retain, minute={7, 22, 37, 52}, timeout=60, keep_result=0)],
-        redis_pool=ArqRedis(ConnectionPool.from_url(settings.redis), default_queue_name=QUEUE_NAME),
+        redis_pool=ArqRedis(connection_pool(settings.chores_redis), default_queue_name=QUEUE_NAME),
         queue_name=QUEUE_NAME,
         ctx={"settings": settings, "retention": retention},
         handle_signals=False,

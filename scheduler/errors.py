@@ -2,6 +2,7 @@
 
 FarmError
 ├── QueueUnavailable        Redis does not answer, or refuses writes
+├── UnsupportedServer       the Redis is too old, or of another kind than its URL says
 ├── QueueFull               a bound of the queue is reached
 ├── RateLimited             a limit of the caller's key is reached
 ├── OverLimit               one request asks for more than its key may ever use in a minute
@@ -35,6 +36,13 @@ class QueueUnavailable(FarmError):
     def __init__(self, reason: str = "", retry_after_s: float = 2.0) -> None:
         super().__init__("The queue (Redis) is not reachable" + (f": {reason}" if reason else "") + ". Try again soon.")
         self.retry_after_s = retry_after_s
+
+
+class UnsupportedServer(FarmError):
+    """The farm cannot run on this Redis, and waiting would not help."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The queue's server cannot be used: {why}.")
 
 
 class QueueFull(FarmError):

@@ -1,7 +1,7 @@
 """Which models the farm serves: model cards that node agents publish in Redis and API nodes read.
 
-`farm:models` is a set of names, `farm:model:<name>` a card with a time to live, `farm:tokenizer:<sha256>` the tokenizer
-JSON (shared by models that have the same one).
+`{farm}:models` is a set of names, `{farm}:model:<name>` a card with a time to live, `{farm}:tokenizer:<sha256>` the
+tokenizer JSON (shared by models that have the same one); all in one hash slot.
 """
 
 from __future__ import annotations
@@ -88,45 +88,58 @@ class ModelCatalog:
         self._redis = redis
         self._tokenizers: dict[str, str] = {}
         self._cards: tuple[float, list[ModelCard]] | None = None
+        self._refusal: tuple[float, QueueUnavailable] | None = None
         self._asking = asyncio.Lock()
 
     async def publish(self, card: ModelCard, tokenizer_json: str) -> None:
         """Make a card visible for CARD_TTL_S; repeat before that to keep it."""
         async with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(f"farm:tokenizer:{card.tokenizer_sha256}", zlib.compress(tokenizer_json.encode()), ex=CARD_TTL_S)
-            pipe.set(f"farm:model:{card.name}", card.encode(), ex=CARD_TTL_S)
-            pipe.sadd("farm:models", card.name)
+            packed = zlib.compress(tokenizer_json.encode())
+            pipe.set(f"{{farm}}:tokenizer:{card.tokenizer_sha256}", packed, ex=CARD_TTL_S)
+            pipe.set(f"{{farm}}:model:{card.name}", card.encode(), ex=CARD_TTL_S)
+            pipe.sadd("{farm}:models", card.name)
             await pipe.execute()
 
     async def renew(self, card: ModelCard) -> bool:
         """Keep a published card for another CARD_TTL_S; False when Redis has forgotten it (publish again)."""
         async with redis_errors(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.expire(f"farm:tokenizer:{card.tokenizer_sha256}", CARD_TTL_S)
-            pipe.expire(f"farm:model:{card.name}", CARD_TTL_S)
-            pipe.sadd("farm:models", card.name)  # a node that saw the card expired may have removed the name since
+            pipe.expire(f"{{farm}}:tokenizer:{card.tokenizer_sha256}", CARD_TTL_S)
+            pipe.expire(f"{{farm}}:model:{card.name}", CARD_TTL_S)
+            pipe.sadd("{farm}:models", card.name)  # a node that saw the card expired may have removed the name since
             tokenizer, model, _ = await pipe.execute()
             return bool(tokenizer and model)
 
     async def withdraw(self, name: str) -> None:
         """Remove a card: its last worker has left on purpose."""
         async with redis_errors():
-            await self._redis.delete(f"farm:model:{name}")
+            await self._redis.delete(f"{{farm}}:model:{name}")
 
     async def cards(self) -> list[ModelCard]:
         """All current cards, by name."""
         return await self._cards_since(time.monotonic())
 
     async def _cards_since(self, moment_s: float) -> list[ModelCard]:
-        """What was read after a moment: of many callers at once one asks Redis, the others take its answer."""
+        """What was read after a moment: of many callers at once one asks Redis, the others take its answer.
+
+        That it did not answer is an answer too: nobody waits for the same silence again.
+        """
+        asked_s = time.monotonic()
         async with self._asking:
-            if self._cards is None or self._cards[0] < moment_s:
+            if self._cards is not None and self._cards[0] >= moment_s:
+                return self._cards[1]
+            if self._refusal is not None and self._refusal[0] >= asked_s:
+                raise self._refusal[1]
+            try:
                 self._cards = (time.monotonic(), await self._read())
+            except QueueUnavailable as error:
+                self._refusal = (time.monotonic(), error)
+                raise
             return self._cards[1]
 
     async def _read(self) -> list[ModelCard]:
         async with redis_errors():
             names = sorted(name.decode() for name in await self._members())
-            raw = await self._redis.mget([f"farm:model:{name}" for name in names]) if names else []
+            raw = await self._redis.mget([f"{{farm}}:model:{name}" for name in names]) if names else []
             gone = [name for name, data in zip(names, raw, strict=True) if data is None]
             if gone:
                 await self._forget(gone)
@@ -162,18 +175,18 @@ class ModelCatalog:
         """The tokenizer file of a model; kept in memory by its hash. Raises UnknownModel when it has expired."""
         if card.tokenizer_sha256 not in self._tokenizers:
             async with redis_errors():
-                data = await self._redis.get(f"farm:tokenizer:{card.tokenizer_sha256}")
+                data = await self._redis.get(f"{{farm}}:tokenizer:{card.tokenizer_sha256}")
             if data is None:
                 raise UnknownModel(card.name, [])
             self._tokenizers[card.tokenizer_sha256] = zlib.decompress(data).decode()
         return self._tokenizers[card.tokenizer_sha256]
 
     async def _members(self) -> set[bytes]:
-        members = self._redis.smembers("farm:models")
+        members = self._redis.smembers("{farm}:models")
         return set(await members)  # type: ignore[misc]
 
     async def _forget(self, names: list[str]) -> None:
-        await self._redis.srem("farm:models", *names)  # type: ignore[misc]
+        await self._redis.srem("{farm}:models", *names)  # type: ignore[misc]
 
 
 def _by_name(cards: Sequence[ModelCard]) -> dict[str, Served]:

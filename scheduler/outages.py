@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError,
 
 from scheduler.errors import QueueUnavailable
 
-_CODES = re.compile(r"\b(OOM|MISCONF|READONLY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE)\b")
+_CODES = re.compile(r"\b(OOM|MISCONF|READONLY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|BUSY|UNKILLABLE)\b")
 _CLASSES = (OutOfMemoryError, ReadOnlyError, NoPermissionError)
 """Error codes, and redis-py's classes for others, of a server that cannot serve now. A pipeline and Redis 6.2's scripts
 put the code inside another message."""

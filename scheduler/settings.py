@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -18,6 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from scheduler.addresses import Kind, read_address
 from scheduler.backpressure import Limits
 from scheduler.scripts import QueuePolicy
 
@@ -32,7 +33,10 @@ class FarmSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FARM_", extra="ignore")
 
     home: Path = Field(Path("~/.mlx-farm"), description="All data of the embedded defaults.")
-    redis_url: str = Field("", description="Redis 6.2+ or Valkey; empty: the embedded Valkey's Unix socket.")
+    redis_url: str = Field(
+        "",
+        description="Redis 6.2+ or Valkey: a server, sentinels or a cluster; empty: the embedded Valkey's Unix socket.",
+    )
     database_url: str = Field("", description="sqlite+aiosqlite:// or postgresql+asyncpg://; empty: home/farm.db.")
     shards: int = Field(1, ge=1, le=256, description="Queue shards (hash slots); the same on every process.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
@@ -78,6 +82,13 @@ class FarmSettings(BaseSettings):
     @classmethod
     def _named_weights(cls, given: Any) -> Any:
         return _by_name(given, "tenants", "WEIGHT")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _readable(cls, url: str) -> str:
+        if url:
+            read_address(url)
+        return url
 
     @property
     def home_path(self) -> Path:
@@ -165,7 +176,30 @@ class ApiSettings(FarmSettings):
         )
 
 
-class BatchSettings(ApiSettings):
+class ChoresSettings(FarmSettings):
+    """What processes that run arq need: a Redis that is no cluster."""
+
+    chores_redis_url: str = Field(
+        "",
+        description="Redis for arq, one server or sentinels; empty: redis_url, if that is no cluster.",
+    )
+
+    @property
+    def chores_redis(self) -> str:
+        """The Redis URL of the chores in effect."""
+        return self.chores_redis_url or self.redis
+
+    @model_validator(mode="after")
+    def _chores_have_a_server(self) -> Self:
+        if read_address(self.chores_redis).kind is Kind.CLUSTER:
+            raise ValueError(
+                "arq, which runs the chores, cannot use a Redis Cluster: "
+                "set FARM_CHORES_REDIS_URL to one server or to sentinels (it holds nothing that may not be lost)"
+            )
+        return self
+
+
+class BatchSettings(ApiSettings, ChoresSettings):
     """What `mlx-farm batches` needs: it translates lines as an API node does."""
 
     batch_window: int = Field(256, ge=1, description="Lines of one batch that are jobs at one time.")
@@ -226,7 +260,7 @@ class ServeSettings(FarmSettings):
     rerank_model: str = Field("", description="Folder or Hugging Face id of a cross-encoder for /v1/rerank.")
 
 
-class SchedulerSettings(FarmSettings):
+class SchedulerSettings(ChoresSettings):
     """What `mlx-farm scheduler` needs."""
 
     auto_migrate: bool = Field(True, description="Bring the database to the newest schema at start.")

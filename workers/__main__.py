@@ -5,22 +5,34 @@ from __future__ import annotations
 import sys
 
 import uvloop
+from pydantic import ValidationError
 
+from scheduler.errors import UnsupportedServer
 from scheduler.process import configure_logs, stop_event
+from scheduler.servers import require_server
 from scheduler.settings import WorkerSettings
 from workers.agent import NodeAgent
 
 
 async def serve(settings: WorkerSettings) -> int:
-    """Run the agent until a stop signal."""
+    """Run the agent until a stop signal. Raises UnsupportedServer."""
+    await require_server(settings.redis)
     return await NodeAgent(settings).run(stop_event())
 
 
 def main() -> int:
     """Settings, logs, run."""
-    settings = WorkerSettings()
+    try:
+        settings = WorkerSettings()
+    except ValidationError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     configure_logs(settings.log_level, settings.log_format)
-    return uvloop.run(serve(settings))
+    try:
+        return uvloop.run(serve(settings))
+    except UnsupportedServer as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 if __name__ == "__main__":

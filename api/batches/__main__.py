@@ -18,8 +18,10 @@ from api.batches.worker import Errands, run_errands
 from api.drain import Drain
 from api.metrics import Metrics
 from api.node import open_node
+from scheduler.errors import UnsupportedServer
 from scheduler.outbox import Outbox
 from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
+from scheduler.servers import require_server
 from scheduler.settings import BatchSettings
 
 NICE = 5
@@ -27,14 +29,15 @@ NICE = 5
 
 
 async def serve(settings: BatchSettings) -> None:
-    """Run until asked to stop."""
+    """Run until asked to stop. Raises UnsupportedServer."""
     stop = stop_event()
+    await require_server(settings.redis)
     secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
     async with open_node(settings, Metrics(), Drain()) as node:
         await node.rules.refresh()
         delivery = Delivery(Outbox(node.store.engine), secret, settings.trusted_webhook_hosts)
         errands = Errands(node, Progress(node, settings), delivery)
-        running = asyncio.create_task(run_errands(errands, settings.redis))
+        running = asyncio.create_task(run_errands(errands, settings.chores_redis))
         stopped = asyncio.create_task(stop.wait())
         announce_ready(role="batches")
         await asyncio.wait([stopped, running], return_when=asyncio.FIRST_COMPLETED)
@@ -55,7 +58,11 @@ def main() -> int:
         return 2
     configure_logs(settings.log_level, settings.log_format)
     os.nice(NICE)
-    uvloop.run(serve(settings))
+    try:
+        uvloop.run(serve(settings))
+    except UnsupportedServer as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import msgpack
 import structlog
 from arq import ArqRedis, Worker, cron
-from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from api.batches.delivery import Delivery
 from api.batches.progress import Progress
 from api.node import Node
 from scheduler.batches.records import Batch
+from scheduler.connections import connection_pool
 from scheduler.errors import BatchMoved, QueueUnavailable, RecordUnavailable
 from scheduler.outbox import Outbox
 
@@ -101,7 +101,7 @@ def _worker(errands: Errands, redis_url: str) -> Worker:
         functions=[_advance, _deliver, _tidy],
         cron_jobs=timetable,
         redis_pool=ArqRedis(
-            ConnectionPool.from_url(redis_url),
+            connection_pool(redis_url),
             default_queue_name=QUEUE_NAME,
             job_serializer=msgpack.packb,
             job_deserializer=_unpacked,

@@ -70,6 +70,13 @@ class Farm:
         self.roles.append(started)
         return started
 
+    def stop(self) -> None:
+        """End all processes, before their servers go."""
+        for role in self.roles:
+            role.process.send_signal(signal.SIGTERM)
+        for role in self.roles:
+            role.finish()
+
     def model_pid(self) -> int:
         """The process that holds the model."""
         workers = httpx2.get(f"{self.url}/admin/workers").json()["data"]
@@ -111,11 +118,14 @@ def start_role(role: str, environment: dict[str, str]) -> Role:
 def start_farm(
     start_redis: Callable[[], Any], new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Farm]]:
-    """Start farms that are stopped at the end of the run; keywords become FARM_… settings. No spare processes."""
+    """Start farms that are stopped at the end of the run; keywords become FARM_… settings; no spare processes.
+
+    `redis` is anything with a `url`, which stays the caller's; without it the farm gets a server of its own.
+    """
     farms: list[Farm] = []
 
-    def start(*, apis: int = 1, **settings: str) -> Farm:
-        redis, database_url = start_redis(), new_database()
+    def start(*, apis: int = 1, redis: Any = None, **settings: str) -> Farm:
+        redis, database_url = redis or start_redis(), new_database()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FARM_")}
         environment |= {
             "FARM_HOME": str(tmp_path_factory.mktemp("home")),

@@ -51,14 +51,14 @@ async def test_cards_that_are_kept_fresh_need_no_question_when_they_are_wanted(
 async def test_cards_and_tokenizers_have_a_time_to_live(redis: Redis) -> None:
     catalog, card = ModelCatalog(redis), make_card()
     await catalog.publish(card, "{}")
-    for key in (f"farm:model:{card.name}", f"farm:tokenizer:{card.tokenizer_sha256}"):
+    for key in (f"{{farm}}:model:{card.name}", f"{{farm}}:tokenizer:{card.tokenizer_sha256}"):
         assert 0 < await redis.ttl(key) <= CARD_TTL_S
         await redis.expire(key, 5)
     assert await catalog.renew(card)
-    assert await redis.ttl(f"farm:model:{card.name}") > 5
+    assert await redis.ttl(f"{{farm}}:model:{card.name}") > 5
 
 
-@pytest.mark.parametrize("key", ["farm:model:demo", "farm:tokenizer:abc"])
+@pytest.mark.parametrize("key", ["{farm}:model:demo", "{farm}:tokenizer:abc"])
 async def test_a_card_that_redis_forgot_must_be_published_again(redis: Redis, key: str) -> None:
     catalog, card = ModelCatalog(redis), make_card()
     await catalog.publish(card, "{}")
@@ -69,7 +69,7 @@ async def test_a_card_that_redis_forgot_must_be_published_again(redis: Redis, ke
 async def test_a_card_that_is_renewed_is_listed_even_if_its_name_was_removed(redis: Redis) -> None:
     catalog, card = ModelCatalog(redis), make_card()
     await catalog.publish(card, "{}")
-    await redis.srem("farm:models", card.name)  # type: ignore[misc]
+    await redis.srem("{farm}:models", card.name)  # type: ignore[misc]
     await catalog.renew(card)
     assert await ModelCatalog(redis).cards() == [card]
 
@@ -79,7 +79,7 @@ async def test_a_withdrawn_card_is_gone_and_its_name_forgotten(redis: Redis) -> 
     await catalog.publish(make_card(), "{}")
     await catalog.withdraw("demo")
     assert await catalog.cards() == []
-    assert await redis.smembers("farm:models") == set()  # type: ignore[misc]
+    assert await redis.smembers("{farm}:models") == set()  # type: ignore[misc]
     with pytest.raises(UnknownModel, match="GET /v1/models"):
         await catalog.get("demo")
 
@@ -126,7 +126,7 @@ async def test_a_field_that_only_a_newer_node_knows_is_ignored(redis: Redis) -> 
     catalog, card = ModelCatalog(redis), make_card()
     await catalog.publish(card, "{}")
     newer = msgpack.packb(msgpack.unpackb(card.encode()) | {"speaks": ["whale"]})
-    await redis.set(f"farm:model:{card.name}", newer)
+    await redis.set(f"{{farm}}:model:{card.name}", newer)
     assert await ModelCatalog(redis).cards() == [card]
 
 

@@ -26,4 +26,4 @@ async def test_old_figures_are_forgotten_with_their_name(redis: Redis, eventuall
         return await board.list() == []
 
     await eventually(gone)
-    assert await redis.smembers("farm:workers") == set()  # type: ignore[misc]
+    assert await redis.smembers("{farm}:workers") == set()  # type: ignore[misc]

@@ -153,6 +153,7 @@ def test_config_show_names_each_origin_and_masks_secrets(mlx_farm: Any) -> None:
     mlx_farm.environment |= {
         "FARM_API_KEY": "very-secret",
         "FARM_DATABASE_URL": "postgresql+asyncpg://me:very-secret@db/farm",
+        "FARM_REDIS_URL": "redis+sentinel://me:very-secret@a,b/farm?sentinel_password=very-secret",
     }
     done = mlx_farm("config", "show", "--json")
     shown = json.loads(done.stdout)
