@@ -2,7 +2,6 @@
 
 FarmError
 ├── QueueUnavailable        Redis does not answer, or refuses writes
-├── UnsupportedServer       the Redis is too old, or of another kind than its URL says
 ├── QueueFull               a bound of the queue is reached
 ├── RateLimited             a limit of the caller's key is reached
 ├── OverLimit               one request asks for more than its key may ever use in a minute
@@ -10,7 +9,7 @@ FarmError
 ├── LogShortened            a job cannot be ended: the queue lost the end of its token log
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
 ├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, InvalidKey
-├── ContextTooLong, TemplateRefused
+├── ContextTooLong, TemplateRefused, UnsupportedServer
 ├── AnswerDiverged          a resumed job went on with other tokens than those already told
 ├── LogRewritten            the queue forgot frames that a client has read
 ├── RecordUnavailable       the SQL database does not answer
