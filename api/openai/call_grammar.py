@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.errors import InvalidParameter, Unsupported
-from api.openai.guiding import Binding, in_regex, marker, schema_grammar
+from api.openai.guiding import Binding, anything_but, in_regex, marker, schema_grammar
 from api.openai.schemas import FunctionDefinition
 from scheduler.grammars import Grammar, GrammarKind, complaint, rule_of
 from scheduler.models import ModelCard
@@ -93,7 +93,7 @@ def _between(single: bool, opening: str, prompts: PromptFormat) -> list[str]:
 def _free_text(opening: str, prompts: PromptFormat) -> list[str]:
     """Rules for text in front of calls and behind them, in which no call begins."""
     if prompts.special_id(opening) is not None:
-        return ["before: TEXT", "after: TEXT", "TEXT: /(?s:.+)/"]
+        return [f"{part}: {anything_but(opening, prompts)}" for part in ("before", "after")]
     literal = in_regex(opening)
     text = f"AFTER: /(?s:.+)/ & ~/(?s:.*){literal}(?s:.*)/"
     return [f"before[lazy]: /(?s:.*){literal}/", "after: AFTER", text]

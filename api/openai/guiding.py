@@ -69,7 +69,7 @@ def behind_thinking(
     if not lead:
         return binding
     if binding is None:
-        rules = ["start: lead answer?", *lead, "answer: /(?s:.+)/"]
+        rules = ["start: lead answer?", *lead, f"answer: {anything_but(card.think_start, prompts)}"]
         return Binding(BUDGET, Grammar(GrammarKind.LARK, "\n".join(rules))) if budget is not None else None
     if binding.grammar.kind is GrammarKind.LARK:
         raise Unsupported(binding.param, "Not while the model thinks: turn that off (reasoning_effort: none).")
@@ -109,6 +109,12 @@ def marker(text: str, prompts: PromptFormat) -> str:
     """A model's marker in Lark: special tokens are not text."""
     token_id = prompts.special_id(text)
     return json.dumps(text, ensure_ascii=False) if token_id is None else f"<[{token_id}]>"
+
+
+def anything_but(text: str | None, prompts: PromptFormat) -> str:
+    """Any tokens, special ones too (a call may begin with one), but the one that `text` is, if it is one."""
+    token_id = prompts.special_id(text) if text else None
+    return "<[*]>+" if token_id is None else f"<[^{token_id}]>+"
 
 
 def in_regex(text: str) -> str:

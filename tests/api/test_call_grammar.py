@@ -73,6 +73,13 @@ def test_an_answer_with_strict_tools_may_say_anything_but_calls_that_do_not_fit(
     assert not any(fits(grammar, text) for text in (TOWN, f"Sure.\n{TOWN}", ULM.replace("weather", "nobody")))
 
 
+def test_thoughts_that_a_model_opens_itself_may_come_before_a_call_of_strict_tools() -> None:
+    """Their marker is a special token here, which is no text."""
+    grammar = bound(OPEN, functions=functions(strict=True))
+    assert fits(grammar, f"<think>Which city?</think>\n\n{ULM}")
+    assert not fits(grammar, f"<think>Which city?</think>\n\n{TOWN}")
+
+
 def test_markers_that_are_text_bind_as_well() -> None:
     card = make_card(tool_call_start="[TOOL]", tool_call_end="[END]", think_start=None, think_end=None)
 

@@ -73,6 +73,7 @@ def test_thoughts_end_with_their_budget() -> None:
     assert complaint(binding.grammar) is None
     assert fits(binding.grammar, f"ab{mark}Any answer.")
     assert fits(binding.grammar, mark)
+    assert fits(binding.grammar, f"ab{mark}A call: <tool_call>")  # a special token is no text
     assert not fits(binding.grammar, f"{'z ' * 40}{mark}Any answer.")
     assert behind_thinking(None, card, prompts, f"<think>\n\n{mark}\n\n", budget=3) is None
 
