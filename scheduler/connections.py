@@ -19,6 +19,9 @@ from scheduler.clusters import ClusterClient
 CONNECT_S = 1.0
 ANSWER_S = 2.0
 
+MOST_CONNECTIONS = 32
+"""Of one client for commands, to one server: who comes when all are in use waits for one."""
+
 TCP_KEEPALIVE_OF_MACOS = 0x10
 """Its word for TCP_KEEPIDLE (xnu, bsd/netinet/tcp.h)."""
 
@@ -31,6 +34,7 @@ def command_client(url: str) -> Redis:
     options: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_S,
         "socket_timeout": ANSWER_S,
+        "max_connections": MOST_CONNECTIONS,
         "health_check_interval": 15,
         # every command of ours may be repeated: a pooled connection that a restart has cut costs nobody an error
         "retry": Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
@@ -75,20 +79,38 @@ def _pool(address: Address, options: dict[str, Any]) -> ConnectionPool:
         return _Pool.from_url(address.url, **options)
     limits = {"socket_connect_timeout": CONNECT_S, "socket_timeout": ANSWER_S}
     sentinels = _Sentinels(address.nodes, sentinel_kwargs=limits | address.sentinel_options)  # type: ignore[no-untyped-call]
-    return _SentinelPool(address.service, sentinels, **options | address.options)  # type: ignore[no-untyped-call]
+    return _SentinelPool(address.service, sentinels, **options | address.options)
 
 
 class _Pool(ConnectionPool):
-    """redis-py 5 connects one by one, under a lock: where Redis is cut off, each request would wait for all before."""
+    """redis-py 5 connects one by one, under a lock: where Redis is cut off, each request would wait for all before.
+
+    Here up to `max_connections` are made at a time, and nobody is refused because all are in use.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._free = asyncio.Semaphore(self.max_connections)
 
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
-        connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        await self._free.acquire()
+        try:
+            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._free.release()
+            raise
         try:
             await self.ensure_connection(connection)
         except BaseException:
             await self.release(connection)
             raise
         return connection
+
+    async def release(self, connection: Any) -> None:
+        try:
+            await super().release(connection)
+        finally:
+            self._free.release()
 
 
 class _SentinelPool(_Pool, SentinelConnectionPool):

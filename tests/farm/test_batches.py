@@ -98,7 +98,11 @@ def test_the_command_line_submits_waits_and_fetches(batch_farm: Farm, tmp_path: 
     assert json.loads(run("get", batch_id).stdout)["metadata"] == {"night": "1"}
     assert f"{batch_id}\tcompleted\t3\t0\t3\tdemo" in run("ls").stdout
     assert run("results", batch_id, "out.jsonl").returncode == 0
-    assert [json.loads(text)["custom_id"] for text in (tmp_path / "out.jsonl").open()] == ["r0", "r1", "r2"]
+    assert [json.loads(text)["custom_id"] for text in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        "r0",
+        "r1",
+        "r2",
+    ]
     assert run("results", batch_id, "--errors").stdout == ""
     late = run("cancel", batch_id)
     assert (late.returncode, "completed" in late.stderr) == (1, True)
