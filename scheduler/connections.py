@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from functools import cache
 from typing import Any
 
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -82,6 +84,20 @@ def _pool(address: Address, options: dict[str, Any]) -> ConnectionPool:
     return _SentinelPool(address.service, sentinels, **options | address.options)
 
 
+@cache
+def _noticing(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+    """Connections of this kind that say what redis-py expects when the server has closed them meanwhile."""
+
+    class Noticing(kind):  # type: ignore[misc, valid-type]
+        async def _send_packed_command(self, command: Any) -> None:
+            try:
+                await super()._send_packed_command(command)
+            except RuntimeError as error:  # uvloop's for a transport that is closed
+                raise ConnectionError(str(error)) from error
+
+    return Noticing
+
+
 class _Pool(ConnectionPool):
     """redis-py 5 connects one by one, under a lock: where Redis is cut off, each request would wait for all before.
 
@@ -90,6 +106,7 @@ class _Pool(ConnectionPool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.connection_class = _noticing(self.connection_class)  # type: ignore[arg-type]
         self._free = asyncio.Semaphore(self.max_connections)
 
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
