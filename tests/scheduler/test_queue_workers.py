@@ -29,14 +29,15 @@ async def test_a_worker_that_never_registered_is_not_alive(farm: Farm) -> None:
 
 async def test_a_lease_that_has_ended_is_lost_once_the_reaper_has_seen_it(redis: Redis, eventually: Eventually) -> None:
     """F14, F15: an outage of Redis longer than a lease costs no worker its jobs."""
-    farm = Farm(redis, QueuePolicy(lease_ms=10))
+    farm, short = Farm(redis), Farm(redis, QueuePolicy(lease_ms=10))
     held = await farm.start()
+    assert (await short.queue.heartbeat("w1", [held.id])).alive
 
     async def ended() -> bool:
         return await farm.queue.live_workers() == []
 
     await eventually(ended)
-    assert (await farm.queue.heartbeat("w1", [held.id])).alive
+    assert (await short.queue.heartbeat("w1", [held.id])).alive
     assert await farm.say(held, 1) is EmitCode.OK
     await eventually(ended)
     assert await farm.queue.reap(0) == [held.id]
@@ -46,9 +47,9 @@ async def test_a_lease_that_has_ended_is_lost_once_the_reaper_has_seen_it(redis:
 
 
 async def test_a_lease_that_the_reaper_has_begun_with_cannot_be_renewed(redis: Redis, eventually: Eventually) -> None:
-    farm = Farm(redis, QueuePolicy(lease_ms=10))
-    for _ in range(2):
-        await farm.start()
+    farm, short = Farm(redis), Farm(redis, QueuePolicy(lease_ms=10))
+    held = [(await farm.start()).id for _ in range(2)]
+    assert (await short.queue.heartbeat("w1", held)).alive
 
     async def reaped() -> list[str]:
         return await farm.queue.reap(0, limit=1)
@@ -120,8 +121,9 @@ async def test_the_first_crash_resumes_the_second_isolates_the_third_kills(farm:
 
 
 async def test_the_reaper_takes_only_from_workers_whose_lease_has_ended(redis: Redis, eventually: Eventually) -> None:
-    short, long = Farm(redis, QueuePolicy(lease_ms=300)), Farm(redis)
-    lost, kept = await short.start("short"), await long.start("long")
+    short, long = Farm(redis, QueuePolicy(lease_ms=10)), Farm(redis)
+    lost, kept = await long.start("short"), await long.start("long")
+    assert (await short.queue.heartbeat("short", [lost.id])).alive
     assert await eventually(lambda: long.queue.reap(0)) == [lost.id]
     assert await long.state(kept.id) is JobState.RUNNING
     assert await long.queue.reap(0) == []

@@ -16,9 +16,10 @@ from tests.scheduler.conftest import Eventually
 
 
 async def test_jobs_of_lost_workers_go_back(redis: Redis, eventually: Eventually) -> None:
-    farm = Farm(redis, QueuePolicy(lease_ms=200))
+    farm, short = Farm(redis), Farm(redis, QueuePolicy(lease_ms=10))
     held = await farm.start()
-    assert await eventually(Reaper(farm.queue).round) == 1
+    assert (await short.queue.heartbeat("w1", [held.id])).alive
+    assert await eventually(Reaper(short.queue).round) == 1
     assert await farm.told(held.id) == ["submitted", "claimed", "requeued"]
 
 
@@ -42,7 +43,8 @@ async def test_after_a_restart_nobody_is_reaped_for_a_lease(
     own_redis_server: RedisServer, own_redis: Redis, eventually: Eventually
 ) -> None:
     short, long = Farm(own_redis, QueuePolicy(lease_ms=1)), Farm(own_redis, QueuePolicy(lease_ms=1000))
-    held = await Farm(own_redis, QueuePolicy(lease_ms=50)).start()
+    held = await long.start()
+    assert (await Farm(own_redis, QueuePolicy(lease_ms=50)).queue.heartbeat("w1", [held.id])).alive
     own_redis_server.kill()
     own_redis_server.start()
 
