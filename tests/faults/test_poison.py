@@ -43,7 +43,7 @@ def last_words(farm: Any, body: dict[str, Any]) -> str:
 def test_poisonous_jobs_end_dead_and_their_batch_mates_as_if_undisturbed(
     poisoned: Any, eventually: Callable[..., Any]
 ) -> None:
-    """F8, F9: resumed with all others, then each alone; two poisonous jobs cost four deaths."""
+    """F8, F9: resumed with all others, then each alone; two poisonous jobs cost six deaths, or four where they met."""
     undisturbed = [answer(poisoned, body) for body in INNOCENT]
     with ThreadPoolExecutor() as clients:
         answers = [clients.submit(answer, poisoned, body) for body in INNOCENT]
@@ -56,4 +56,4 @@ def test_poisonous_jobs_end_dead_and_their_batch_mates_as_if_undisturbed(
     assert [job["crashes"] for job in jobs] == [3, 3]
     query = "SELECT CAST(data AS TEXT) AS data FROM job_events WHERE type IN ('requeued', 'died')"
     deaths = eventually(lambda: {json.loads(row["data"])["worker"] for row in poisoned.query(query)})
-    assert len(deaths) == 4
+    assert 4 <= len(deaths) <= 6
