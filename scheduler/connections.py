@@ -111,16 +111,14 @@ class _Pool(ConnectionPool):
 
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         await self._free.acquire()
-        try:
-            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
-        except BaseException:
-            self._free.release()
-            raise
+        connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        connected = False
         try:
             await self.ensure_connection(connection)
-        except BaseException:
-            await self.release(connection)
-            raise
+            connected = True
+        finally:
+            if not connected:
+                await self.release(connection)
         return connection
 
     async def release(self, connection: Any) -> None:
