@@ -161,6 +161,4 @@ def test_a_farm_serves_from_a_cluster_and_outlives_a_node(
     job = f"{farm.url}{accepted.headers['location']}"
     until(lambda: httpx2.get(job, timeout=30).json()["state"] == "finished")
     assert httpx2.get(job).json()["result"]["choices"][0]["message"]["content"] == undisturbed
-    states = "SELECT state, COUNT(*) AS n FROM jobs GROUP BY state"
-    until(lambda: farm.query(states) == [{"state": "finished", "n": 7}])
     farm.stop()
