@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
-
-import orjson
 
 from api.anthropic.conversation import Conversation, Turn, field_of
 from api.anthropic.note import MESSAGES_KIND, Display, MessagesNote
@@ -15,6 +12,7 @@ from api.anthropic.schemas import MessagesRequest, OutputFormat
 from api.anthropic.systems import placed
 from api.errors import ApiError, InvalidParameter
 from api.openai.chat import ChatDraft, chat_draft
+from api.openai.parameters import canonical_hash
 from api.openai.schemas import ChatRequest
 from api.openai.schemas import Message as ChatMessage
 from scheduler.errors import ContextTooLong
@@ -78,8 +76,7 @@ class MessagesDraft:
     @property
     def body_hash(self) -> str:
         """Hash of kind and body."""
-        content = {"kind": self.kind, "body": self.body.model_dump(exclude_unset=True)}
-        return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return canonical_hash(self.kind, self.body)
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """Render, encode and bound. Raises ApiError, TemplateRefused."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from api.errors import InvalidParameter, Unsupported
 from api.openai.schemas import Body, Generation, Urgency
@@ -81,7 +82,7 @@ def shown_fields(names: list[str]) -> list[str]:
     return [name for name in names if _HEADER_SAFE.fullmatch(name)][:20]
 
 
-def canonical_hash(kind: str, body: Body) -> str:
+def canonical_hash(kind: str, body: BaseModel) -> str:
     """SHA-256 over the kind and the body with its keys in order."""
     content = {"kind": kind, "body": body.model_dump(exclude_unset=True)}
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()

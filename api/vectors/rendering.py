@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from api.rendering import Dialect, Event, RenderingNote, TokenBytes
 from scheduler.frames import Chunk, End
 
 
-class _VectorRenderer:
+class _VectorRenderer(ABC):
     """What the three have in common. Followed as a stream, each frame is an event with the items that it finished."""
 
     def __init__(self, job_id: str, note: RenderingNote, token_bytes: TokenBytes) -> None:
@@ -50,8 +51,9 @@ class _VectorRenderer:
         """One event."""
         return error_events(error)
 
+    @abstractmethod
     def _item(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """What is told of one input."""
 
     def _score(self, index: int) -> float:
         return _floats(self._vectors[index])[0]

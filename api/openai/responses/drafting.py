@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
-
 from api.bodies import validated
 from api.errors import ApiError, InvalidParameter
 from api.openai.chat import ChatDraft, chat_draft
+from api.openai.parameters import canonical_hash
 from api.openai.responses.conversation import CallNames, Messages, messages_of
 from api.openai.responses.fields import LOGPROBS, SEALED_THOUGHTS, without_effect
 from api.openai.responses.schemas import Item, ResponseRequest
@@ -78,8 +76,7 @@ class ResponseDraft:
     @property
     def body_hash(self) -> str:
         """Hash of kind and body."""
-        content = {"kind": self.kind, "body": self.body.model_dump(exclude_unset=True, by_alias=True)}
-        return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return canonical_hash(self.kind, self.body)
 
     @property
     def input_items(self) -> list[dict[str, Any]]:
