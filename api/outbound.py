@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -66,25 +67,38 @@ def is_public(address: str) -> bool:
 
 def check_url(url: str, trusted: frozenset[str]) -> None:
     """What can be said of a URL without asking a name server. Raises ForbiddenAddress."""
-    if len(url) > MAX_URL_CHARS or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+    scheme, host, port = _taken_apart(url)
+    if f"{host}:{port}" in trusted:
+        return
+    if (scheme, port) != ("https", 443):
+        raise ForbiddenAddress("Only https:// on port 443 (or a host that FARM_WEBHOOK_HOSTS names).")
+    if _is_literal(host) and not is_public(host):
+        raise ForbiddenAddress(f"{host} is no public address.")
+
+
+def _taken_apart(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a URL that all parsers read alike. Raises ForbiddenAddress."""
+    if len(url) > MAX_URL_CHARS or not _PLAIN.fullmatch(url):
         raise ForbiddenAddress(f"A URL has up to {MAX_URL_CHARS} printable ASCII characters and no backslash.")
     try:
         parts = urlsplit(url)
-        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+        port = parts.port or _PORTS.get(parts.scheme)
     except ValueError as error:
         raise ForbiddenAddress(f"This is no URL: {error}.") from error
-    if not parts.hostname or parts.username is not None or parts.password is not None or parts.fragment:
+    if not parts.hostname or "@" in parts.netloc or parts.fragment:
         raise ForbiddenAddress("A URL has a host, and neither a user nor a fragment.")
-    if f"{parts.hostname}:{port}" in trusted:
-        return
-    if parts.scheme != "https" or port != 443:
-        raise ForbiddenAddress("Only https:// on port 443 (or a host that FARM_WEBHOOK_HOSTS names).")
+    return parts.scheme, parts.hostname, port
+
+
+def _is_literal(host: str) -> bool:
+    """Is this an address? A name's addresses are checked when it is connected to."""
     try:
-        literal = is_public(parts.hostname)
+        ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return  # a name: its addresses are checked when it is connected to
-    if not literal:
-        raise ForbiddenAddress(f"{parts.hostname} is no public address.")
+        return False
+    return True
 
 
+_PLAIN = re.compile(r"[!-\[\]-~]*")
+_PORTS = {"https": 443, "http": 80}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

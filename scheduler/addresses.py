@@ -51,22 +51,34 @@ def read_address(url: str) -> Address:
     if not plus:
         parse_url(url)
         return Address(Kind.SERVER, url)
-    if base not in ("redis", "rediss") or kind not in (Kind.SENTINEL, Kind.CLUSTER):
+    if base not in ("redis", "rediss") or kind not in _READERS:
         raise ValueError(f"{parts.scheme}:// is no Redis URL; there are redis, rediss, unix, and +sentinel or +cluster")
-    _, _, hosts = parts.netloc.rpartition("@")
-    nodes = tuple(_node(host, SENTINEL_PORT if kind == Kind.SENTINEL else REDIS_PORT) for host in hosts.split(","))
+    return _READERS[kind](url, parts, base)
+
+
+def _sentinels(url: str, parts: SplitResult, base: str) -> Address:
     service, _, database = parts.path.strip("/").partition("/")
-    if kind == Kind.CLUSTER and service not in ("", "0"):
-        raise ValueError("a Redis Cluster has no databases but 0: leave the path of its URL empty")
-    if kind == Kind.SENTINEL and not service:
+    if not service:
         raise ValueError(f"the URL of sentinels ends with the name of their primary, as in {EXAMPLE}")
-    options = _options(parts, base, database if kind == Kind.SENTINEL else "")
+    options = _options(parts, base, database)
     asked = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    sentinel_options = {name: value for name, value in asked.items() if value is not None}
-    if base == "rediss":
-        options["ssl"] = True
-        sentinel_options |= {name: value for name, value in options.items() if name.startswith("ssl")}
-    return Address(Kind(kind), url, nodes, service if kind == Kind.SENTINEL else "", options, sentinel_options)
+    own = {name: value for name, value in asked.items() if value is not None}
+    tls = {name: value for name, value in options.items() if name.startswith("ssl")}
+    return Address(Kind.SENTINEL, url, _nodes(parts, SENTINEL_PORT), service, options, own | tls)
+
+
+def _cluster(url: str, parts: SplitResult, base: str) -> Address:
+    if parts.path.strip("/") not in ("", "0"):
+        raise ValueError("a Redis Cluster has no databases but 0: leave the path of its URL empty")
+    options = _options(parts, base, "")
+    if any(name.startswith("sentinel_") for name in options):
+        raise ValueError("a Redis Cluster has no sentinels: leave their user and password out of its URL")
+    return Address(Kind.CLUSTER, url, _nodes(parts, REDIS_PORT), options=options)
+
+
+def _nodes(parts: SplitResult, port: int) -> tuple[tuple[str, int], ...]:
+    _, _, hosts = parts.netloc.rpartition("@")
+    return tuple(_node(host, port) for host in hosts.split(","))
 
 
 def _node(host: str, port: int) -> tuple[str, int]:
@@ -84,4 +96,7 @@ def _options(parts: SplitResult, base: str, database: str) -> dict[str, Any]:
     options: dict[str, Any] = dict(parse_url(f"{base}://{user}{at}host/{database}?{parts.query}"))
     for name in ("host", "connection_class"):
         options.pop(name, None)
-    return options
+    return options | ({"ssl": True} if base == "rediss" else {})
+
+
+_READERS = {Kind.SENTINEL.value: _sentinels, Kind.CLUSTER.value: _cluster}

@@ -28,17 +28,11 @@ def as_json(text: str, types: Sequence[str]) -> str:
     """An argument's text as JSON; no `types`: nothing is known of it."""
     if tuple(types) == ("string",):
         return _dumped(text)
-    value = parsed(text) if text.strip() != "null" else None
-    is_json = value is not None or text.strip() == "null"
-    if is_json and (not types or _fits(value, types)):
-        return _dumped(value)
-    if types and not is_json and "string" not in types:
-        value = _python_literal(text)
-        if value is not _MISSING and _fits(value, types):
+    for reading in (_json_value, _python_value, str):
+        value = _fitted(reading(text), types)
+        if value is not _MISSING:
             return _dumped(value)
-    if isinstance(value, float) and "integer" in types and value.is_integer():
-        return _dumped(int(value))
-    return _dumped(text if "string" in types or not is_json else value)
+    return _dumped(_json_value(text))
 
 
 def argument_types(schema: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
@@ -78,21 +72,30 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _fits(value: Any, types: Sequence[str]) -> bool:
+def _fitted(value: Any, types: Sequence[str]) -> Any:
+    """The value where it is of one of the types (3.0 is an integer, if need be); else _MISSING."""
     name = _type_of(value)
-    return name in types or (name == "integer" and "number" in types)
+    if not types or name in types or (name == "integer" and "number" in types):
+        return value
+    return int(value) if name == "number" and "integer" in types and value.is_integer() else _MISSING
 
 
 def _type_of(value: Any) -> str:
     return next((name for kind, name in _NAMES if isinstance(value, kind)), "")
 
 
-def _python_literal(text: str) -> Any:
-    """True, None, {'a': 1} as Python writes them; _MISSING when it is none."""
+def _json_value(text: str) -> Any:
+    """The text itself where it is no JSON."""
+    value = parsed(text)
+    return text if value is None and text.strip() != "null" else value
+
+
+def _python_value(text: str) -> Any:
+    """True, None, {'a': 1} as Python writes them; the text itself where it is nothing of the kind."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return _MISSING
+        return text
 
 
 def _dumped(value: Any) -> str:

@@ -46,6 +46,7 @@ def test_tls_holds_for_the_sentinels_too() -> None:
         ("redis+sentinel://host/farm/x", "no number of a database"),
         ("redis+sentinel://a,,b/farm", "host is missing"),
         ("redis+cluster://host/1", "no databases but 0"),
+        ("redis+cluster://host?sentinel_username=me", "no sentinels"),
     ],
 )
 def test_what_is_wrong_is_said(url: str, why: str) -> None:
