@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+from typing import Any, Protocol
+
+import orjson
 
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard
@@ -43,3 +46,36 @@ class Draft(Protocol):
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """The job's body. Raises ApiError, ContextTooLong, TemplateRefused."""
+
+
+class AskedBody(Protocol):
+    """A validated body, whatever its protocol."""
+
+    model: str
+
+    def model_dump(self, *, exclude_unset: bool) -> dict[str, Any]:
+        """The fields as plain values."""
+
+
+class BodyDraft:
+    """What drafts of all protocols read from their `body`; the base of classes that implement Draft."""
+
+    __slots__ = ()
+    kind: str
+    body: AskedBody
+
+    @property
+    def model(self) -> str:
+        """The model asked for."""
+        return self.body.model
+
+    @property
+    def streamed(self) -> bool:
+        """`stream`, where there is such a field."""
+        return bool(getattr(self.body, "stream", False))
+
+    @property
+    def body_hash(self) -> str:
+        """SHA-256 over the kind and the body with its keys in order."""
+        content = {"kind": self.kind, "body": self.body.model_dump(exclude_unset=True)}
+        return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()

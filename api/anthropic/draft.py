@@ -10,9 +10,9 @@ from api.anthropic.note import MESSAGES_KIND, Display, MessagesNote
 from api.anthropic.parameters import check_tool, ignored_fields, listed
 from api.anthropic.schemas import MessagesRequest, OutputFormat
 from api.anthropic.systems import placed
+from api.draft import BodyDraft
 from api.errors import ApiError, InvalidParameter
 from api.openai.chat import ChatDraft, chat_draft
-from api.openai.parameters import canonical_hash
 from api.openai.schemas import ChatRequest
 from api.openai.schemas import Message as ChatMessage
 from scheduler.errors import ContextTooLong
@@ -35,23 +35,15 @@ _EFFORTS = {"xhigh": "high", "max": "high"}
 
 
 @dataclass(frozen=True, slots=True)
-class MessagesDraft:
+class MessagesDraft(BodyDraft):
     """Implements Draft."""
 
     body: MessagesRequest
     conversation: Conversation
     chat: ChatDraft
     own_ignored: list[str]
-
-    @property
-    def kind(self) -> str:
-        """The job's kind."""
-        return MESSAGES_KIND
-
-    @property
-    def model(self) -> str:
-        """The model asked for."""
-        return self.body.model
+    kind: str = MESSAGES_KIND
+    open_ended: bool = False  # `max_tokens` is required
 
     @property
     def lane(self) -> Lane:
@@ -59,24 +51,9 @@ class MessagesDraft:
         return Lane.HIGH if self.body.speed == "fast" else Lane.NORMAL
 
     @property
-    def streamed(self) -> bool:
-        """`stream`."""
-        return bool(self.body.stream)
-
-    @property
-    def open_ended(self) -> bool:
-        """Never: `max_tokens` is required."""
-        return False
-
-    @property
     def ignored(self) -> list[str]:
         """What had no effect; more is known once there is a request."""
         return listed([*self.own_ignored, *(_own_field(path, ()) for path in self.chat.ignored)])
-
-    @property
-    def body_hash(self) -> str:
-        """Hash of kind and body."""
-        return canonical_hash(self.kind, self.body)
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """Render, encode and bound. Raises ApiError, TemplateRefused."""

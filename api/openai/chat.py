@@ -15,7 +15,7 @@ from api.formats import THREAD_CHARS
 from api.openai.call_grammar import CallChoice, call_binding, can_bind_calls
 from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible, thinking_rules
 from api.openai.messages import template_messages, template_tools
-from api.openai.parameters import LANE_TIERS, asked_lane, canonical_hash, ignored_fields, sampling, stopping
+from api.openai.parameters import LANE_TIERS, UrgentDraft, ignored_fields, sampling, stopping
 from api.openai.schemas import ChatRequest
 from api.openai.tool_choice import call_choice, with_allowed_tools
 from api.rendering import RenderingNote
@@ -31,7 +31,7 @@ RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "bos_token",
 
 
 @dataclass(frozen=True, slots=True)
-class ChatDraft:
+class ChatDraft(UrgentDraft):
     """Implements Draft."""
 
     body: ChatRequest
@@ -39,26 +39,7 @@ class ChatDraft:
     ignored: list[str]
     binding: Binding | None
     calls: CallChoice | None
-
-    @property
-    def kind(self) -> str:
-        """The job's kind."""
-        return CHAT_KIND
-
-    @property
-    def model(self) -> str:
-        """The model asked for."""
-        return self.body.model
-
-    @property
-    def lane(self) -> Lane:
-        """The lane asked for."""
-        return asked_lane(self.body)
-
-    @property
-    def streamed(self) -> bool:
-        """`stream`."""
-        return bool(self.body.stream)
+    kind: str = CHAT_KIND
 
     @property
     def max_tokens(self) -> int | None:
@@ -69,11 +50,6 @@ class ChatDraft:
     def open_ended(self) -> bool:
         """Is the length left open?"""
         return self.max_tokens is None
-
-    @property
-    def body_hash(self) -> str:
-        """Hash of kind and body."""
-        return canonical_hash(self.kind, self.body)
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """Render, encode and bound. Raises ApiError, ContextTooLong, TemplateRefused."""

@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
 from api.openai.guiding import Binding, asked_binding, check
-from api.openai.parameters import (
-    LANE_TIERS,
-    asked_lane,
-    canonical_hash,
-    check_prompt_tokens,
-    ignored_fields,
-    sampling,
-    stopping,
-)
+from api.openai.parameters import LANE_TIERS, UrgentDraft, check_prompt_tokens, ignored_fields, sampling, stopping
 from api.openai.schemas import CompletionRequest
 from api.rendering import RenderingNote
 from scheduler.jobs import Lane
@@ -34,42 +26,14 @@ MAX_CHOICES = 128
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionDraft:
+class CompletionDraft(UrgentDraft):
     """Implements Draft."""
 
     body: CompletionRequest
     ignored: list[str]
     binding: Binding | None
-
-    @property
-    def kind(self) -> str:
-        """The job's kind."""
-        return COMPLETION_KIND
-
-    @property
-    def model(self) -> str:
-        """The model asked for."""
-        return self.body.model
-
-    @property
-    def lane(self) -> Lane:
-        """The lane asked for."""
-        return asked_lane(self.body)
-
-    @property
-    def streamed(self) -> bool:
-        """`stream`."""
-        return bool(self.body.stream)
-
-    @property
-    def open_ended(self) -> bool:
-        """Never: there is a default."""
-        return False
-
-    @property
-    def body_hash(self) -> str:
-        """Hash of kind and body."""
-        return canonical_hash(self.kind, self.body)
+    kind: str = COMPLETION_KIND
+    open_ended: bool = False  # there is a default
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """Encode and bound. Raises ApiError, ContextTooLong."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-from pydantic import BaseModel
-
+from api.draft import BodyDraft
 from api.errors import InvalidParameter, Unsupported
 from api.openai.schemas import Body, Generation, Urgency
 from scheduler.jobs import Lane
@@ -82,17 +79,18 @@ def shown_fields(names: list[str]) -> list[str]:
     return [name for name in names if _HEADER_SAFE.fullmatch(name)][:20]
 
 
-def canonical_hash(kind: str, body: BaseModel) -> str:
-    """SHA-256 over the kind and the body with its keys in order."""
-    content = {"kind": kind, "body": body.model_dump(exclude_unset=True)}
-    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+class UrgentDraft(BodyDraft):
+    """What drafts of this protocol, and of those that keep to its fields, have in common."""
 
+    __slots__ = ()
+    body: Urgency
 
-def asked_lane(body: Urgency) -> Lane:
-    """The lane that `priority` or `service_tier` asks for."""
-    if body.priority:
-        return Lane.HIGH if body.priority < 0 else Lane.LOW
-    return TIER_LANES.get(body.service_tier or "", Lane.NORMAL)
+    @property
+    def lane(self) -> Lane:
+        """The lane that `priority` or `service_tier` asks for."""
+        if self.body.priority:
+            return Lane.HIGH if self.body.priority < 0 else Lane.LOW
+        return TIER_LANES.get(self.body.service_tier or "", Lane.NORMAL)
 
 
 def sampling(body: Generation, card: ModelCard) -> Sampling:

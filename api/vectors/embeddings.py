@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from api.errors import Unsupported
-from api.openai.parameters import asked_lane, canonical_hash
+from api.openai.parameters import UrgentDraft
 from api.vectors.inputs import Item, checked, encode, job
 from api.vectors.schemas import EmbeddingRequest
 from scheduler.jobs import Lane
@@ -17,7 +17,7 @@ EMBEDDING_KIND = "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingDraft:
+class EmbeddingDraft(UrgentDraft):
     """Implements Draft."""
 
     body: EmbeddingRequest
@@ -25,21 +25,6 @@ class EmbeddingDraft:
     kind: str = EMBEDDING_KIND
     streamed: bool = False
     open_ended: bool = False
-
-    @property
-    def model(self) -> str:
-        """The model asked for."""
-        return self.body.model
-
-    @property
-    def lane(self) -> Lane:
-        """The lane asked for."""
-        return asked_lane(self.body)
-
-    @property
-    def body_hash(self) -> str:
-        """Hash of kind and body."""
-        return canonical_hash(self.kind, self.body)
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """Encode and bound. Raises ApiError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from api.errors import InvalidParameter
-from api.openai.parameters import asked_lane, canonical_hash
+from api.openai.parameters import UrgentDraft
 from api.vectors.inputs import Item, checked, encode, job
 from api.vectors.schemas import RerankRequest, ScoreRequest
 from scheduler.jobs import Lane
@@ -18,7 +18,7 @@ SCORE_KIND = "score"
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreDraft:
+class ScoreDraft(UrgentDraft):
     """Implements Draft, for both kinds."""
 
     kind: str
@@ -27,21 +27,6 @@ class ScoreDraft:
     ignored: list[str]
     streamed: bool = False
     open_ended: bool = False
-
-    @property
-    def model(self) -> str:
-        """The model asked for."""
-        return self.body.model
-
-    @property
-    def lane(self) -> Lane:
-        """The lane asked for."""
-        return asked_lane(self.body)
-
-    @property
-    def body_hash(self) -> str:
-        """Hash of kind and body."""
-        return canonical_hash(self.kind, self.body)
 
     async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
         """Encode and bound. Raises ApiError."""

@@ -9,7 +9,7 @@ from typing import Any
 from api.bodies import validated
 from api.errors import ApiError, InvalidParameter
 from api.openai.chat import ChatDraft, chat_draft
-from api.openai.parameters import canonical_hash
+from api.openai.parameters import UrgentDraft
 from api.openai.responses.conversation import CallNames, Messages, messages_of
 from api.openai.responses.fields import LOGPROBS, SEALED_THOUGHTS, without_effect
 from api.openai.responses.schemas import Item, ResponseRequest
@@ -38,7 +38,7 @@ _NOT_CHATS = frozenset(ResponseRequest.__annotations__) | {"n", "max_tokens", "s
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseDraft:
+class ResponseDraft(UrgentDraft):
     """Implements Draft. `earlier` are the items of the responses before, oldest first."""
 
     body: ResponseRequest
@@ -47,36 +47,12 @@ class ResponseDraft:
     chat: ChatDraft
     paths: Sequence[str]
     ignored: list[str]
-
-    @property
-    def kind(self) -> str:
-        """The job's kind."""
-        return RESPONSE_KIND
-
-    @property
-    def model(self) -> str:
-        """The model asked for."""
-        return self.body.model
-
-    @property
-    def lane(self) -> Lane:
-        """The lane asked for."""
-        return self.chat.lane
-
-    @property
-    def streamed(self) -> bool:
-        """`stream`."""
-        return bool(self.body.stream)
+    kind: str = RESPONSE_KIND
 
     @property
     def open_ended(self) -> bool:
         """Is the length left open?"""
         return self.body.max_output_tokens is None
-
-    @property
-    def body_hash(self) -> str:
-        """Hash of kind and body."""
-        return canonical_hash(self.kind, self.body)
 
     @property
     def input_items(self) -> list[dict[str, Any]]:
