@@ -235,3 +235,43 @@ class WebhookRow(Table):
     due_ms: Mapped[int | None]
     delivered_ms: Mapped[int | None]
     error: Mapped[str | None] = mapped_column(Text)
+
+
+class KeyRow(Table):
+    """An API key: never its secret, only what that is checked with. Rows stay when keys are revoked.
+
+    `version` is that of the last change of any key: higher than all before it, and visible only after them.
+    """
+
+    __tablename__ = "api_keys"
+    __table_args__ = (UniqueConstraint("version"),)
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    version: Mapped[int]
+    name: Mapped[str] = mapped_column(Text)
+    tenant: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(Text)
+    terms: Mapped[dict[str, Any]]
+    pepper_id: Mapped[str] = mapped_column(Text)
+    mac: Mapped[bytes] = mapped_column(LargeBinary)
+    previous_mac: Mapped[bytes | None] = mapped_column(LargeBinary)
+    previous_until_ms: Mapped[int | None]
+    created_ms: Mapped[int]
+    rotated_ms: Mapped[int | None]
+    expires_ms: Mapped[int | None]
+    revoked_ms: Mapped[int | None]
+
+
+class AdminChangeRow(Table):
+    """Who changed what of the farm, written in the transaction that changed it; append-only, ids in order of time."""
+
+    __tablename__ = "audit_admin"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    at_ms: Mapped[int]
+    actor: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(Text)
+    address: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text)
+    target: Mapped[str] = mapped_column(Text)
+    details: Mapped[dict[str, Any]]
