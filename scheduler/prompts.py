@@ -51,9 +51,10 @@ class PromptFormat:
         self._template: Template | None = None
         content = json.loads(tokenizer_json)
         self._is_byte_level = "ByteLevel" in _decoders(content.get("decoder"))
-        self._special = {
+        self._special: dict[str, int] = {
             token["content"]: token["id"] for token in content.get("added_tokens") or () if _is_special(token)
         }
+        self._any_special = re.compile(f"({'|'.join(sorted(map(re.escape, self._special), key=len, reverse=True))})")
         self._added = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None, **extra: Any) -> str:
@@ -116,6 +117,12 @@ class PromptFormat:
     def special_id(self, text: str) -> int | None:
         """The id of the token that is written so and is no text for a grammar; None where there is no such token."""
         return self._special.get(text)
+
+    def special_parts(self, text: str) -> list[str | int]:
+        """A text taken apart: ids of the tokens that `special_id` knows, and the text between them."""
+        if not self._special or not text:
+            return [text] if text else []
+        return [self._special.get(part, part) for part in self._any_special.split(text) if part]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for (what OpenAI's logprobs call `bytes`)."""

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, NoReturn
 
-from api.call_formats.parts import CallPart
+from api.call_formats.parts import CallPart, as_json_text, as_name
 
 _TEXT = r'"(?:[^"\\]|\\.)+"'
 _NAMED = rf'\{{\s*"name"\s*:\s*(?P<quoted>{_TEXT})\s*,\s*"arguments"\s*:\s*(?=\{{)'
@@ -97,7 +97,7 @@ class JsonCalls:
             return False
         named = head.groupdict()
         name = json.loads(named["quoted"], strict=False) if named.get("quoted") else named["name"]
-        parts.append(CallPart("", name, named.get("id")))
+        parts.append(CallPart("", as_name(name), named.get("id")))
         self._calls += 1
         self._at = head.end()
         self._scanner = JsonObjectScanner(self._at)
@@ -133,7 +133,7 @@ def _call_of(value: Any) -> CallPart | None:
         arguments = parsed(arguments)
     if not isinstance(arguments, dict):
         return None
-    return CallPart(json.dumps(arguments, ensure_ascii=False), value["name"])
+    return CallPart(as_json_text(arguments), as_name(value["name"]))
 
 
 def parsed(text: str) -> Any:

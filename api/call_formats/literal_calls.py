@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 from api.call_formats.json_calls import parsed
-from api.call_formats.parts import CallPart
+from api.call_formats.parts import CallPart, as_json_text
 
 MOST_DEPTH = 64
 _JSON_WORDS = {"true": True, "false": False, "null": None}
@@ -161,6 +160,6 @@ def _dumped(value: Any) -> str:
     if not isinstance(value, dict):
         raise _Unreadable
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return as_json_text(value)
     except (TypeError, ValueError) as error:
         raise _Unreadable from error

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 ArgumentTypes = Mapping[str, Mapping[str, tuple[str, ...]]]
 """JSON types that a function's argument may have, by function and argument; formats without quotes need them."""
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +36,14 @@ class CallReader(Protocol):
 
     def read(self, inside: str, *, whole: bool) -> list[CallPart]:
         """What is new in `inside`, which is all of the section so far; `whole`: no more will come."""
+
+
+def as_json_text(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """A value as JSON that UTF-8 can hold: a model may escape half a character. Raises TypeError, ValueError."""
+    text = json.dumps(value, ensure_ascii=False, default=default)
+    return json.dumps(value, default=default) if _SURROGATE.search(text) else text
+
+
+def as_name(text: str) -> str:
+    """A function's name in UTF-8."""
+    return _SURROGATE.sub("?", text)

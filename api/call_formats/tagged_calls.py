@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from dataclasses import dataclass
 
 from api.call_formats.json_calls import parsed
-from api.call_formats.parts import ArgumentTypes, CallPart
+from api.call_formats.parts import ArgumentTypes, CallPart, as_json_text
 from api.call_formats.values import as_json
 
 _CDATA = re.compile(r"\s*<!\[CDATA\[(.*?)\]\]>\s*", re.DOTALL)
@@ -152,13 +151,13 @@ class TaggedCalls:
         if head["name"] is None:  # all arguments as one object
             fields = parsed(text)
             self.is_broken = self.is_broken or not isinstance(fields, dict)
-            written = json.dumps(fields if isinstance(fields, dict) else {}, ensure_ascii=False)[1:-1]
+            written = as_json_text(fields if isinstance(fields, dict) else {})[1:-1]
             return CallPart(written if self._arguments == 1 or not written else f", {written}")
         name, told = html.unescape(head["name"]), head.groupdict().get("type")
         types = (told,) if told else self._types.get(self._name or "", {}).get(name, ())
         comma = ", " if self._arguments > 1 else ""
         value = as_json(self._text(text), types)
-        return CallPart(f"{comma}{json.dumps(name, ensure_ascii=False)}: {value}")
+        return CallPart(f"{comma}{as_json_text(name)}: {value}")
 
     def _text(self, text: str) -> str:
         cdata = _CDATA.fullmatch(text)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.call_formats.json_calls import parsed
-
-MOST_REFERENCES = 8
-"""How deep `$ref` and alternatives are followed when a schema's types are looked up."""
+from api.call_formats.parts import as_json_text
 
 _NAMES: Sequence[tuple[type, str]] = (
     (bool, "boolean"),
@@ -27,12 +24,12 @@ _MISSING = object()
 def as_json(text: str, types: Sequence[str]) -> str:
     """An argument's text as JSON; no `types`: nothing is known of it."""
     if tuple(types) == ("string",):
-        return _dumped(text)
+        return as_json_text(text)
     for reading in (_json_value, _python_value, str):
         value = _fitted(reading(text), types)
         if value is not _MISSING:
-            return _dumped(value)
-    return _dumped(_json_value(text))
+            return as_json_text(value, str)
+    return as_json_text(_json_value(text), str)
 
 
 def argument_types(schema: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
@@ -43,21 +40,29 @@ def argument_types(schema: Mapping[str, Any] | None) -> dict[str, tuple[str, ...
     return {str(name): tuple(sorted(types_of(part, schema or {}))) for name, part in properties.items()}
 
 
-def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+def types_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """The JSON types that a schema names, through references inside `root` and alternatives; empty: it names none."""
-    if not isinstance(schema, Mapping) or depth > MOST_REFERENCES:
-        return set()
+    types: set[str] = set()
+    waiting, followed = [schema], set()
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, Mapping):
+            continue
+        types |= _own_types(part)
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            waiting += _listed(part.get(keyword))
+        reference = part.get("$ref")
+        if isinstance(reference, str) and reference not in followed:
+            followed.add(reference)  # once: they may go in circles
+            waiting.append(resolved(reference, root))
+    return types
+
+
+def _own_types(schema: Mapping[str, Any]) -> set[str]:
     named = schema.get("type")
-    types = {named} if isinstance(named, str) else set(named) if isinstance(named, list) else set()
-    if not types:
-        types = {_type_of(value) for value in _listed(schema.get("enum"))}
-        types |= {_type_of(schema["const"])} if "const" in schema else set()
-    for keyword in ("anyOf", "oneOf", "allOf"):
-        for part in _listed(schema.get(keyword)):
-            types |= types_of(part, root, depth + 1)
-    if isinstance(reference := schema.get("$ref"), str):
-        types |= types_of(resolved(reference, root), root, depth + 1)
-    return {name for name in types if isinstance(name, str)}
+    types = {named} if isinstance(named, str) else {name for name in _listed(named) if isinstance(name, str)}
+    values = _listed(schema.get("enum")) + ([schema["const"]] if "const" in schema else [])
+    return types or {_type_of(value) for value in values}
 
 
 def resolved(reference: str, root: Mapping[str, Any]) -> Any:
@@ -96,7 +101,3 @@ def _python_value(text: str) -> Any:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-
-
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)

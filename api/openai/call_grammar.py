@@ -1,31 +1,17 @@
-"""Grammars of a model's tool calls, in the format that it was taught; pure.
-
-Only what mlx-lm reads with `json_tools` (Hermes, Qwen) has one: `{"name": …, "arguments": …}` between two markers.
-"""
+"""Grammars of answers that call tools, or may, in the format that the model was taught; pure."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from api.errors import InvalidParameter, Unsupported
-from api.openai.guiding import Binding, anything_but, in_regex, marker, schema_grammar
-from api.openai.schemas import FunctionDefinition
-from scheduler.grammars import Grammar, GrammarKind, complaint, rule_of
+from api.errors import Unsupported
+from api.openai.argument_grammar import OfferedFunction
+from api.openai.call_writing import BOUND_FORMATS, call_writing, spelled
+from api.openai.guiding import Binding, anything_but, in_regex, marker
+from scheduler.grammars import Grammar, GrammarKind, rule_of
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
-
-BOUND_FORMATS = ("json_tools",)
-
-
-@dataclass(frozen=True, slots=True)
-class OfferedFunction:
-    """A function that may be called, and the path of its definition in the body."""
-
-    path: str
-    definition: FunctionDefinition
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +30,7 @@ class CallChoice:
 
 def can_bind_calls(card: ModelCard) -> bool:
     """Is there a grammar for this model's calls, and an engine that obeys it?"""
-    known = card.tool_format in BOUND_FORMATS and card.tool_call_start and card.tool_call_end
+    known = card.tool_format in BOUND_FORMATS and card.tool_call_start and card.tool_call_end is not None
     return bool(known) and card.obeys_grammars
 
 
@@ -71,7 +57,7 @@ def call_binding(
     elif answer is None:
         is_open = card.think_start is not None and prompt.rstrip().endswith(card.think_start)
         before = ["lead"] if is_open else []  # thoughts that may come are text like other text
-        rules = [_start(*before, *_between(choice.single, card.tool_call_start, prompts)), *(lead if is_open else [])]
+        rules = [_start(*before, *_between(choice.single, card, prompts)), *(lead if is_open else [])]
         rules += _free_text(card.tool_call_start, prompts)
     elif answer.grammar.kind is GrammarKind.LARK:
         raise Unsupported(answer.param, "Not together with tools.")
@@ -84,9 +70,12 @@ def _start(*parts: str) -> str:
     return f"start: {' '.join(parts)}"
 
 
-def _between(single: bool, opening: str, prompts: PromptFormat) -> list[str]:
+def _between(single: bool, card: ModelCard, prompts: PromptFormat) -> list[str]:
     """Free text with calls in it; where the opening marker is text, `before` ends with it."""
+    opening = card.tool_call_start or ""
     body = "before? call" if prompts.special_id(opening) is not None else "before rest_of_call"
+    if not card.tool_call_end:  # what begins with a call ends with the text
+        return [f"(after | {body})?"]
     return [f"({body}){'?' if single else '*'}", "after?"]
 
 
@@ -100,31 +89,22 @@ def _free_text(opening: str, prompts: PromptFormat) -> list[str]:
 
 
 def _calls(choice: CallChoice, card: ModelCard, prompts: PromptFormat) -> list[str]:
-    """Rules `calls` (one after the other), `call` and `rest_of_call` (behind the opening marker)."""
-    assert card.tool_call_start is not None
-    assert card.tool_call_end is not None
-    many = "" if choice.single else ' ("\\n" call)*'
-    kinds = " | ".join(f"call_{index}" for index in range(len(choice.functions)))
-    rules = [
-        f"calls: call{many}",
-        f"call: {marker(card.tool_call_start, prompts)} rest_of_call",
-        f'rest_of_call: "\\n" ({kinds}) "\\n" {marker(card.tool_call_end, prompts)}',
+    """Rules `calls` (one after the other), `call` (a section) and `rest_of_call` (behind the opening marker)."""
+    writing = call_writing(card.tool_format or "", prompts)
+    kinds = [f"call_{index}" for index in range(len(choice.functions))]
+    gap, between = spelled(writing.gap, prompts), spelled(writing.between or (), prompts)
+    inside = "one" if choice.single or writing.between is None else f"one ({between} one)*"
+    more = "" if choice.single or writing.between is not None else f" ({gap} call)*"
+    opening, closing = (marker(text or "", prompts) for text in (card.tool_call_start, card.tool_call_end))
+    return [
+        f"calls: call{more}",
+        f"call: {opening} rest_of_call",
+        f"rest_of_call: {spelled(writing.begin, prompts)} {inside} {spelled(writing.end, prompts)} {closing}",
+        f"one: {' | '.join(kinds)}",
+        *writing.shared(prompts),
+        *(
+            rule
+            for name, function in zip(kinds, choice.functions, strict=True)
+            for rule in writing.write(function, name, prompts)
+        ),
     ]
-    for index, function in enumerate(choice.functions):
-        name = json.dumps(function.definition.name, ensure_ascii=False)
-        head = json.dumps(f'{{"name": {name}, "arguments": ', ensure_ascii=False)
-        rules.append(f'call_{index}: {head} arguments_{index} "}}"')
-        rules.append(f"arguments_{index}: {rule_of(_arguments(function))}")
-    return rules
-
-
-def _arguments(function: OfferedFunction) -> Grammar:
-    """The schema of a function's arguments; any object where it is not strict and cannot be followed."""
-    schema: dict[str, Any] = function.definition.parameters or {"properties": {}, "additionalProperties": False}
-    grammar = schema_grammar({"type": "object"} | schema)
-    trouble = complaint(grammar)
-    if trouble is None:
-        return grammar
-    if function.definition.strict:
-        raise InvalidParameter(f"{function.path}.parameters", f"{trouble}.")
-    return Grammar(GrammarKind.JSON_OBJECT)

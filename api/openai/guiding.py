@@ -106,9 +106,11 @@ def _check_budget(card: ModelCard, prompts: PromptFormat) -> None:
 
 
 def marker(text: str, prompts: PromptFormat) -> str:
-    """A model's marker in Lark: special tokens are not text."""
-    token_id = prompts.special_id(text)
-    return json.dumps(text, ensure_ascii=False) if token_id is None else f"<[{token_id}]>"
+    """A model's marker in Lark, in which special tokens are not text; empty for no text."""
+    return " ".join(
+        json.dumps(part, ensure_ascii=False) if isinstance(part, str) else f"<[{part}]>"
+        for part in prompts.special_parts(text)
+    )
 
 
 def anything_but(text: str | None, prompts: PromptFormat) -> str:

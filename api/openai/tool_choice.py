@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from api.errors import InvalidParameter, Unsupported
-from api.openai.call_grammar import CallChoice, OfferedFunction
+from api.openai.argument_grammar import OfferedFunction
+from api.openai.call_grammar import CallChoice
 from api.openai.schemas import ChatRequest
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from api.openai.call_grammar import CallChoice, OfferedFunction, call_binding
+from api.openai.argument_grammar import OfferedFunction
+from api.openai.call_grammar import CallChoice, call_binding
 from api.openai.guiding import Binding, schema_grammar, thinking_rules
 from api.openai.schemas import FunctionDefinition
 from scheduler.grammars import Grammar, GrammarKind, complaint
@@ -131,7 +132,7 @@ async def test_one_call_at_most_ends_the_answer(client: httpx2.AsyncClient, work
     assert worker.requests[-1].stopping.strings == ("</tool_call>",)
 
 
-@pytest.mark.parametrize("changes", [{"obeys_grammars": False}, {"tool_format": "qwen3_coder"}])
+@pytest.mark.parametrize("changes", [{"obeys_grammars": False}, {"tool_format": "kimi_k3"}])
 async def test_a_model_whose_calls_have_no_grammar_cannot_be_forced(
     start_node: StartNode, worker: ScriptedWorker, changes: dict[str, Any]
 ) -> None:

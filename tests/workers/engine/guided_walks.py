@@ -70,9 +70,9 @@ def token_of(text: str) -> int:
     return token
 
 
-def allowed(mask: Mask) -> list[int]:
+def allowed(mask: Mask, vocab_tokens: int = TOKENS) -> list[int]:
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
-    assert not bits[TOKENS:].any()
+    assert not bits[vocab_tokens:].any()
     return [int(token) for token in np.flatnonzero(bits)]
 
 
@@ -81,11 +81,13 @@ def text_of(tokens: list[int], vocabulary: Vocabulary = VOCABULARY) -> str:
     return "".join(detokenizer.push(token) for token in tokens) + detokenizer.flush()
 
 
-def walk(guide: Guide, seed: int, most_tokens: int = 250, eos_ids: tuple[int, ...] = EOS) -> Iterator[int]:
+def walk(
+    guide: Guide, seed: int, most_tokens: int = 250, eos_ids: tuple[int, ...] = EOS, vocab_tokens: int = TOKENS
+) -> Iterator[int]:
     """Draw uniformly among the allowed tokens, but end as soon as that is allowed in one of two cases."""
     chaos = np.random.default_rng(seed)
     for _ in range(most_tokens):
-        tokens = allowed(guide.mask())
+        tokens = allowed(guide.mask(), vocab_tokens)
         assert bool(set(tokens) & set(eos_ids)) == guide.may_end
         ends = guide.is_over or (guide.may_end and chaos.random() < 0.5)
         token = int(chaos.choice(eos_ids if ends else [token for token in tokens if token not in eos_ids]))
