@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jsonschema
+import jsonschema_rs
 import pytest
 from tokenizers import Tokenizer
 
@@ -195,7 +195,7 @@ def test_what_a_grammar_lets_a_model_write_is_read_and_fits_the_schema(name: str
         message, unparsed, _ = render(heard, [text])
         assert (message["content"], unparsed) == (None, 0), text
         for function, arguments in calls_of(message):
-            jsonschema.validate(arguments, CLOSED_VALUES)
+            jsonschema_rs.validate(CLOSED_VALUES, arguments)
             assert function == "weather"
             calls += 1
     assert calls > 0
