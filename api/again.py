@@ -42,6 +42,7 @@ def _again(node: Node, job: KnownJob, request: JobRequest, call: Call) -> NewJob
         lane=call.lane or lane,
         route=record.route if record else "",
         rule_version=record.rule_version if record else 0,
+        routing=record.routing if record else {},
         model_asked=RenderingNote.of(request.rendering).model,
         request_id=call.request_id,
         durable=True,

@@ -22,7 +22,8 @@ class Call:
 
     `patience_s` is how long the client's SDK waits for a whole answer. `stays`: the job goes on when its client leaves
     (Farm-Disconnect: continue, or an Idempotency-Key, whose point is that the client may come back); else it goes on
-    for `linger_s` (Farm-Disconnect: continue=30), in which the client may come back.
+    for `linger_s` (Farm-Disconnect: continue=30), in which the client may come back. `session` names what belongs
+    together (Farm-Session): routing rules with weighted targets keep it on one of them.
     """
 
     caller: Caller
@@ -33,6 +34,7 @@ class Call:
     responds_async: bool
     idempotency_key: str
     stays: bool
+    session: str = ""
     linger_s: float = 0.0
 
 
@@ -50,6 +52,7 @@ async def call_of(request: Request) -> Call:
         responds_async=_prefers_async(headers.getlist("prefer")),
         idempotency_key=key,
         stays=stays,
+        session=_session(headers.get("farm-session", "")),
         linger_s=linger_s,
     )
 
@@ -93,6 +96,12 @@ def _after_disconnect(text: str) -> tuple[bool, float]:
             "Farm-Disconnect", "Farm-Disconnect is 'cancel', 'continue', or 'continue=N' for N seconds, up to 30 days."
         )
     return False, linger_s
+
+
+def _session(text: str) -> str:
+    if len(text) > MAX_KEY_CHARS:
+        raise InvalidParameter("Farm-Session", f"Farm-Session has up to {MAX_KEY_CHARS} characters.")
+    return text
 
 
 def _patience_s(text: str) -> float | None:

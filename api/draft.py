@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import orjson
 
+from api.outline import Outline, outline_of
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
+from scheduler.routing.choice import Route
 
 
 class Draft(Protocol):
@@ -44,8 +46,11 @@ class Draft(Protocol):
     def body_hash(self) -> str:
         """The same for the same body, whatever the order of its keys."""
 
-    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
-        """The job's body. Raises ApiError, ContextTooLong, TemplateRefused."""
+    def outline(self, session: str) -> Outline:
+        """What routing rules look at; `session` is what a header said."""
+
+    async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
+        """The job's body, with the parameters that the route sets. Raises ApiError, ContextTooLong, TemplateRefused."""
 
 
 class AskedBody(Protocol):
@@ -73,6 +78,10 @@ class BodyDraft:
     def streamed(self) -> bool:
         """`stream`, where there is such a field."""
         return bool(getattr(self.body, "stream", False))
+
+    def outline(self, session: str) -> Outline:
+        """Of the whole body."""
+        return outline_of(self.body, session)
 
     @property
     def body_hash(self) -> str:

@@ -27,6 +27,7 @@ from scheduler.limits import Limiter
 from scheduler.models import ModelCatalog
 from scheduler.process import cancel_all
 from scheduler.queue import JobQueue
+from scheduler.rule_record import RuleRecord
 from scheduler.settings import ApiSettings
 from scheduler.store import Store
 from scheduler.tokens import TokenListener, TokenLog
@@ -91,7 +92,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         turns=Turns(engine),
         files=FileStore(engine, settings.files_path),
         batches=Batches(engine),
-        rules=RuleBook(store),
+        rules=RuleBook(RuleRecord(engine)),
         board=WorkerBoard(redis),
         drain=drain,
         metrics=metrics,

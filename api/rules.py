@@ -1,4 +1,4 @@
-"""The routing rules as this node knows them: read from SQL every second, kept while SQL is down."""
+"""The routing rules as this node knows them: followed in SQL, kept while SQL is down."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from contextlib import suppress
 
 import structlog
 
-from scheduler.errors import InvalidRule, RecordUnavailable
-from scheduler.routing import RuleSet
-from scheduler.store import Store
+from scheduler.errors import InvalidRule, RecordUnavailable, UnknownRules
+from scheduler.routing.choice import RuleSet
+from scheduler.rule_record import RuleRecord
 
 log = structlog.get_logger()
 
-REFRESH_S = 1.0
+REFRESH_S = 0.5
+"""A change is to reach every node within a second."""
 
 
 class RuleBook:
     """`current` is always there: no rules, until SQL has answered once."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, record: RuleRecord) -> None:
+        self.record = record
         self.current = RuleSet()
         self.reachable = True
         self._stopped = asyncio.Event()
 
     async def refresh(self) -> None:
-        """Read the newest version once; keep the last one when SQL does not answer or the rules make no sense."""
+        """Follow the newest version; keep the last one when SQL does not answer or the rules make no sense."""
         try:
-            newest = await self._store.rules()
-        except (RecordUnavailable, InvalidRule) as error:
+            if await self.record.newest() != self.current.version:
+                self.current = await self.record.rules()
+                log.info("routing rules", version=self.current.version, rules=len(self.current.rules))
+        except (RecordUnavailable, InvalidRule, UnknownRules) as error:
             if self.reachable:
                 log.warning("routing rules cannot be read, keeping the last ones", error=str(error))
             self.reachable = False
             return
-        if newest.version != self.current.version:
-            log.info("routing rules", version=newest.version, rules=len(newest.rules))
-        self.current = newest
         self.reachable = True
 
     async def run(self) -> None:

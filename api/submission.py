@@ -15,12 +15,12 @@ from api.draft import Draft
 from api.errors import ApiError
 from api.kinds import check_task
 from api.node import Node
+from api.serving import asked_of, serving
 from scheduler.backpressure import Limits, Standing
 from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
 from scheduler.job_ids import new_job_id
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
-from scheduler.routing import choose
 from scheduler.store import KeptInput
 from scheduler.tokens import Backlog
 
@@ -56,11 +56,11 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaite
 
     Raises ApiError, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable.
     """
-    route = choose(node.rules.current, model=draft.model, lane=call.lane or draft.lane)
-    card, adapter = await node.catalog.find(route.model)
+    found = await serving(node, asked_of(draft, call))
+    route, card = found.route, found.card
     check_task(draft.kind, card)
     prompts = await node.formats.get(card)
-    request = replace(await draft.request(card, prompts, route.lane), adapter=adapter)
+    request = replace(await draft.request(card, prompts, route), adapter=found.adapter)
     key = call.idempotency_key
     return NewJob(
         id=_job_id(node.settings.shards, call.caller.tenant, key),
@@ -73,12 +73,13 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaite
         model_asked=draft.model,
         request_id=call.request_id,
         durable=durable,
-        deadline_ms=_deadline_ms(node, draft, call, awaited=awaited or not durable),
+        deadline_ms=_deadline_ms(node, draft, call, found.target.timeout_s, awaited=awaited or not durable),
         node="" if durable else node.name,
         idempotency_key=(ASYNC_KEYS if durable else "") + key if key else "",
         body_hash=draft.body_hash if key else "",
         cost_tokens=_open_cost(request) if draft.open_ended else 0,
         budget=call.caller.budget,
+        routing=found.record(),
     )
 
 
@@ -147,14 +148,18 @@ def _job_id(shards: int, tenant: str, key: str) -> str:
     return f"{int.from_bytes(digest[:8]) % shards}-{ULID()}"
 
 
-def _deadline_ms(node: Node, draft: Draft, call: Call, *, awaited: bool) -> int:
-    """How long the job may take: what the caller said; a unary caller's SDK says how long it will wait. 0: no limit."""
+def _deadline_ms(node: Node, draft: Draft, call: Call, target_s: float | None, *, awaited: bool) -> int:
+    """How long the job may take: what the caller said; a unary caller's SDK says how long it will wait. 0: no limit.
+
+    The target's own bound, `target_s`, is for jobs that somebody waits for.
+    """
+    longest_s = target_s if awaited and target_s is not None else math.inf
     if call.timeout_s is not None:
-        return round(call.timeout_s * 1000)
+        return round(min(call.timeout_s, longest_s) * 1000)
     if not awaited:
         return 0
     patience_s = call.patience_s if call.patience_s and not draft.streamed and not call.stays else math.inf
-    return round(min(patience_s, node.settings.request_timeout_s) * 1000)
+    return round(min(patience_s, node.settings.request_timeout_s if target_s is None else target_s) * 1000)
 
 
 async def _charge(node: Node, job: NewJob, limits: Limits) -> Standing | None:

@@ -38,6 +38,7 @@ from scheduler.frames import Chunk, FrameId
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard, tokenizer_hash
 from scheduler.prompts import PromptFormat
+from scheduler.routing.choice import unrouted
 
 TOOLS_BYTES = 64 * 1024
 CONTEXT_TOKENS = 131072
@@ -121,7 +122,7 @@ def accept(raw: bytes, prompts: PromptFormat) -> int:
     """From a body's bytes to a job's; returns the prompt's tokens."""
     draft = messages_draft(MessagesRequest.model_validate(orjson.loads(raw)))
     assert draft.body_hash
-    job = asyncio.run(draft.request(prompts.card, prompts, Lane.NORMAL))
+    job = asyncio.run(draft.request(prompts.card, prompts, unrouted("m", Lane.NORMAL)))
     job.encode()
     return job.prompt_tokens
 

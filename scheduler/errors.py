@@ -17,7 +17,9 @@ FarmError
 ├── QuotaExceeded           a tenant's files take too much
 ├── BatchMoved              a batch was moved on by somebody else meanwhile
 ├── InvalidQuery            an audit query that is not a read-only SELECT
-└── InvalidRule
+├── InvalidRule
+├── UnknownRules            no version or draft of the routing rules has this name
+└── RulesMoved              the routing rules were changed by somebody else meanwhile
 """
 
 from __future__ import annotations
@@ -200,3 +202,20 @@ class InvalidQuery(FarmError):
 
 class InvalidRule(FarmError):
     """A routing rule that cannot be applied."""
+
+
+class UnknownRules(FarmError):
+    """No version or draft of the routing rules is called so."""
+
+    def __init__(self, name: str | int) -> None:
+        super().__init__(f"The routing rules have no version or draft {name!r}. GET /admin/rules lists them.")
+
+
+class RulesMoved(FarmError):
+    """The routing rules in effect are not those that a change was made from; nothing was changed."""
+
+    def __init__(self, base: int, current: int) -> None:
+        super().__init__(
+            f"The draft was made from version {base} of the routing rules, and version {current} is in effect. "
+            "Look at what has changed, and make the draft again from there."
+        )

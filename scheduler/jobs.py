@@ -12,7 +12,7 @@ submitted → queued ── claimed → running ── finished/failed/cancelled
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -78,7 +78,7 @@ class IllegalMove(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as its events tell it; times are Redis' clock in ms since 1970."""
+    """A job as its events tell it; times are Redis' clock in ms since 1970. `routing`: as in queue.NewJob."""
 
     id: str
     state: JobState
@@ -108,6 +108,7 @@ class Job:
     attempts: int = 0
     crashes: int = 0
     last_event: str = ""
+    routing: dict[str, Any] = field(default_factory=dict)
 
 
 def apply(job: Job | None, event: Event) -> Job:
@@ -168,6 +169,7 @@ def _submitted(event: Event, state: JobState) -> Job:
         prompt_tokens=int(data["prompt_tokens"]),
         submitted_ms=event.at_ms,
         last_event=event.id,
+        routing=dict(data.get("routing", {})),
     )
 
 

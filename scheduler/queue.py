@@ -34,6 +34,8 @@ class NewJob:
 
     It begins in `delay_ms` at the earliest and has ended `deadline_ms` from now at the latest (0: no such bound).
     `budget` names the rate limits that it was charged to ('' = none).
+    `route` is the name of the routing rule ('' = none), `routing` what the rules saw and what they said besides
+    (routing/decision.py).
     """
 
     id: str
@@ -53,6 +55,7 @@ class NewJob:
     body_hash: str = ""
     cost_tokens: int = field(default=0)
     budget: str = ""
+    routing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:
@@ -366,6 +369,7 @@ def _submitted_data(job: NewJob) -> dict[str, Any]:
         "model": job.request.model,
         "route": job.route,
         "rule_version": job.rule_version,
+        "routing": job.routing,
         "request_id": job.request_id,
         "params": job.request.params(),
         "durable": job.durable,

@@ -19,8 +19,7 @@ from scheduler.frames import Frame, FrameId, decode_body, encode_chunks, encode_
 from scheduler.jobs import TERMINAL, Job, JobState, Lane
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
-from scheduler.routing import Match, Rule, RuleSet, in_order
-from scheduler.tables import DurableJobRow, JobRow, RuleRow, TurnRow
+from scheduler.tables import DurableJobRow, JobRow, TurnRow
 from scheduler.wire import known_fields
 
 JOB_COLUMNS = tuple(field.name for field in fields(Job))
@@ -149,48 +148,6 @@ class Store:
             .limit(limit)
         )
         return [job_of_row(row._mapping) for row in await self._all(query)]
-
-    async def rules(self) -> RuleSet:
-        """The newest version of the routing rules; version 0 (no rules) on a new farm."""
-        table = RuleRow.__table__
-        newest = select(table.c.version).order_by(table.c.version.desc()).limit(1).scalar_subquery()
-        rows = await self._all(select(table).where(table.c.version == newest).order_by(table.c.position))
-        rules = [
-            Rule(
-                name=row.name,
-                match=Match(row.match),
-                pattern=row.pattern,
-                model=row.model,
-                lane=Lane(row.lane) if row.lane else None,
-            )
-            for row in rows
-            if row.position >= 0
-        ]
-        return in_order(rules, rows[0].version if rows else 0)
-
-    async def apply_rules(self, rules: Sequence[Rule]) -> RuleSet:
-        """Write a new version that replaces all rules; an empty list removes them. Raises InvalidRule."""
-        current = await self.rules()
-        new = in_order(rules, current.version + 1)
-        now_ms = _now_ms()
-        # position -1 marks the version itself, so that a version without rules exists too
-        marker = {"position": -1, "name": "", "match": Match.EXACT.value, "pattern": "", "model": "", "lane": None}
-        rows = [marker] + [
-            {
-                "position": position,
-                "name": rule.name,
-                "match": rule.match.value,
-                "pattern": rule.pattern,
-                "model": rule.model,
-                "lane": rule.lane.value if rule.lane else None,
-            }
-            for position, rule in enumerate(new.rules)
-        ]
-        async with record_errors(), self.engine.begin() as connection:
-            await connection.execute(
-                insert(RuleRow), [row | {"version": new.version, "applied_ms": now_ms} for row in rows]
-            )
-        return new
 
     async def _accepted_before(self, job: NewJob) -> str:
         same_key = and_(DurableJobRow.tenant == job.tenant, DurableJobRow.idempotency_key == job.idempotency_key)

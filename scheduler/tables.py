@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 class Table(DeclarativeBase):
     """Base of all tables; `Table.metadata` is what migrations compare with."""
 
-    type_annotation_map = {int: BigInteger, dict[str, Any]: JSON}  # noqa: RUF012
+    type_annotation_map = {int: BigInteger, dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012
 
 
 class JobRow(Table):
@@ -38,6 +38,7 @@ class JobRow(Table):
     model: Mapped[str] = mapped_column(Text)
     route: Mapped[str] = mapped_column(Text)
     rule_version: Mapped[int]
+    routing: Mapped[dict[str, Any]] = mapped_column(JSON, server_default="{}")
     request_id: Mapped[str] = mapped_column(Text)
     params: Mapped[dict[str, Any]]
     durable: Mapped[bool]
@@ -140,8 +141,21 @@ class TurnRow(Table):
     input: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class RuleVersionRow(Table):
+    """One version of the routing rules, as it was applied; the newest is in effect. `restores`: a rollback to it."""
+
+    __tablename__ = "routing_versions"
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    applied_ms: Mapped[int]
+    actor: Mapped[str] = mapped_column(Text)
+    note: Mapped[str] = mapped_column(Text)
+    draft: Mapped[str | None] = mapped_column(Text)
+    restores: Mapped[int | None]
+
+
 class RuleRow(Table):
-    """Routing rules; a version is written once, as a whole, and never updated."""
+    """A routing rule of a version, written with it as a whole and never updated. JSON columns: routing/rules.py."""
 
     __tablename__ = "routing_rules"
 
@@ -150,9 +164,26 @@ class RuleRow(Table):
     name: Mapped[str] = mapped_column(Text)
     match: Mapped[str] = mapped_column(Text)
     pattern: Mapped[str] = mapped_column(Text)
-    model: Mapped[str] = mapped_column(Text)
+    conditions: Mapped[dict[str, Any]]
+    targets: Mapped[list[Any]]
+    sticky: Mapped[str] = mapped_column(Text)
+    fallback: Mapped[list[Any]]
     lane: Mapped[str | None] = mapped_column(Text)
-    applied_ms: Mapped[int]
+    overrides: Mapped[dict[str, Any]]
+    note: Mapped[str] = mapped_column(Text)
+
+
+class RuleDraftRow(Table):
+    """Rules that have not been applied, made from a version (`base`); never updated: another draft is another row."""
+
+    __tablename__ = "routing_drafts"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    base: Mapped[int]
+    rules: Mapped[list[Any]]
+    actor: Mapped[str] = mapped_column(Text)
+    note: Mapped[str] = mapped_column(Text)
+    created_ms: Mapped[int]
 
 
 class FileRow(Table):

@@ -20,6 +20,7 @@ from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
+from scheduler.routing.choice import Route
 
 _FIELDS = (
     ("response_format", "output_config.format.schema"),
@@ -55,14 +56,14 @@ class MessagesDraft(BodyDraft):
         """What had no effect; more is known once there is a request."""
         return listed([*self.own_ignored, *(_own_field(path, ()) for path in self.chat.ignored)])
 
-    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Render, encode and bound. Raises ApiError, TemplateRefused."""
         try:
-            return await self.job(card, prompts, lane)
+            return await self.job(card, prompts, route)
         except ContextTooLong as error:
             raise prompt_too_long(error) from error
 
-    async def job(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def job(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """The job's body; `max_tokens` is what the context has room for. Raises ApiError, TemplateRefused,
         ContextTooLong for a prompt that leaves no room.
         """
@@ -72,14 +73,13 @@ class MessagesDraft(BodyDraft):
         update["thinking_token_budget"] = self._budget(card, prompts)
         chat = replace(self.chat, body=self.chat.body.model_copy(update=update))
         try:
-            job = await chat.request(card, prompts, lane)
+            job = await chat.request(card, prompts, route)
         except ApiError as error:
             raise _in_own_words(error, turns) from error
         room = job.stopping.max_tokens
         max_tokens = min(self.body.max_tokens or 1, room)
-        note = MessagesNote(
-            display=self._display(), context_bound=max_tokens < self.body.max_tokens, silent=not self.body.max_tokens
-        )
+        by_context = max_tokens < self.body.max_tokens and max_tokens != route.overrides.max_tokens
+        note = MessagesNote(display=self._display(), context_bound=by_context, silent=not self.body.max_tokens)
         return replace(
             job,
             kind=MESSAGES_KIND,

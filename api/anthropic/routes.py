@@ -25,9 +25,9 @@ async def create_message(body: MessagesRequest, node: CurrentNode, call: Current
 
 
 @router.post("/count_tokens")
-async def count_message_tokens(body: CountRequest, node: CurrentNode, request: Request) -> Response:
+async def count_message_tokens(body: CountRequest, node: CurrentNode, call: CurrentCall, request: Request) -> Response:
     """How many tokens a request's prompt has for the model that would serve it."""
     request.state.turn.over()
-    draft, tokens = await count_tokens(node, body)
+    draft, tokens = await count_tokens(node, body, call)
     headers = {"farm-ignored-params": ", ".join(draft.ignored)} if draft.ignored else {}
     return JsonResponse({"input_tokens": tokens}, headers=headers)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from scheduler.parameters import Temperature, TopK, TopP
+
 
 class Body(BaseModel):
     """Strict types; unknown fields are kept apart in `model_extra`."""
@@ -122,9 +124,9 @@ class MessagesRequest(Prompting):
     max_tokens: int = Field(ge=0, description="0 fills the prefix cache and answers nothing.")
     stream: bool | None = None
     stop_sequences: list[StopSequence] | None = Field(None, max_length=16)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=-1, description="-1 and 0: off.")
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     seed: int | None = Field(None, description="Not Anthropic's. A random one when absent.")
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None

@@ -63,7 +63,7 @@ class Progress:
         if found.errors:
             news = _news(batch, BatchState.FAILED)
             return await self._node.batches.end(batch, BatchState.FAILED, [], news, errors={"data": found.errors})
-        models = {"asked": found.models, "served": await served_models(self._node, found.models)}
+        models = {"asked": found.models, "served": await served_models(self._node, batch.tenant, found.models)}
         return await self._node.batches.move(
             batch, BatchState.IN_PROGRESS, counts=Counts(total=found.total), models=models
         )

@@ -12,13 +12,14 @@ from api.call import Call
 from api.errors import SERVER_ERROR, ApiError, InvalidParameter, api_error
 from api.kinds import draft_of
 from api.node import Node
+from api.serving import serving
 from api.submission import prepare
 from scheduler.admission import Caller
 from scheduler.batches.records import Batch
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable, UnknownModel
 from scheduler.jobs import Lane
 from scheduler.queue import NewJob
-from scheduler.routing import choose
+from scheduler.routing.rules import Asked
 
 log = structlog.get_logger()
 
@@ -69,13 +70,12 @@ async def _prepared(node: Node, batch: Batch, number: int, line: RequestLine, no
     return replace(await prepare(node, draft, call, durable=True), lane=Lane.LOW)
 
 
-async def served_models(node: Node, asked: list[str]) -> list[str]:
+async def served_models(node: Node, tenant: str, names: list[str]) -> list[str]:
     """Those of the names that somebody serves now, by the routing rules. Raises QueueUnavailable."""
     served = []
-    for name in asked:
-        route = choose(node.rules.current, model=name, lane=Lane.LOW)
+    for name in names:
         try:
-            await node.catalog.find(route.model)
+            await serving(node, Asked(model=name, lane=Lane.LOW, tenant=tenant))
         except UnknownModel:
             continue
         served.append(name)

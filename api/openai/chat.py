@@ -24,6 +24,7 @@ from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
+from scheduler.routing.choice import Route
 
 CHAT_KIND = "chat.completions"
 
@@ -51,13 +52,13 @@ class ChatDraft(UrgentDraft):
         """Is the length left open?"""
         return self.max_tokens is None
 
-    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Render, encode and bound. Raises ApiError, ContextTooLong, TemplateRefused."""
         text, ids = await self.prompt(card, prompts)
         max_tokens = prompts.bound(len(ids), self.max_tokens)
         may_bind = self.binding or self.calls or self.body.thinking_token_budget is not None
         binding = await asyncio.to_thread(self._bind, card, prompts, text) if may_bind else None
-        return JobRequest(
+        asked = JobRequest(
             kind=CHAT_KIND,
             model=card.name,
             prompts=(ids,),
@@ -66,8 +67,9 @@ class ChatDraft(UrgentDraft):
             stopping=stopping(self.body, card, max_tokens, *self._end_of_a_single_call(card)),
             logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
             grammar=binding.grammar if binding else None,
-            rendering=self._note(card, lane, text, len(ids)).as_dict(),
+            rendering=self._note(card, route.lane, text, len(ids)).as_dict(),
         )
+        return route.overrides.on(asked)
 
     async def prompt(self, card: ModelCard, prompts: PromptFormat) -> tuple[str, tuple[int, ...]]:
         """The conversation as the model's template writes it, and its tokens. Raises ApiError, TemplateRefused."""

@@ -16,6 +16,7 @@ from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
+from scheduler.routing.choice import Route
 
 COMPLETION_KIND = "completions"
 
@@ -35,7 +36,7 @@ class CompletionDraft(UrgentDraft):
     kind: str = COMPLETION_KIND
     open_ended: bool = False  # there is a default
 
-    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Encode and bound. Raises ApiError, ContextTooLong."""
         listed = _listed(self.body.prompt)
         if sum(len(prompt) for prompt in listed) > THREAD_CHARS:
@@ -48,7 +49,7 @@ class CompletionDraft(UrgentDraft):
         longest = max(len(ids) for ids in encoded)
         max_tokens = prompts.bound(longest, asked)
         echo = [p if isinstance(p, str) else prompts.decode(p) for p in listed] if self.body.echo else []
-        return JobRequest(
+        request = JobRequest(
             kind=COMPLETION_KIND,
             model=card.name,
             prompts=encoded,
@@ -57,8 +58,9 @@ class CompletionDraft(UrgentDraft):
             stopping=stopping(self.body, card, max_tokens),
             logprobs=self.body.logprobs,
             grammar=self.binding.grammar if self.binding else None,
-            rendering=self._note(lane, encoded, echo).as_dict(),
+            rendering=self._note(route.lane, encoded, echo).as_dict(),
         )
+        return route.overrides.on(request)
 
     def _note(self, lane: Lane, prompts: tuple[tuple[int, ...], ...], echo: list[str]) -> RenderingNote:
         body = self.body

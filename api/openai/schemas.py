@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from scheduler.parameters import MaxTokens, MinP, Penalty, RepetitionPenalty, Temperature, TopK, TopP
+
 INT64 = 2**63
 
 
@@ -148,20 +150,20 @@ class Urgency(Body):
 class Generation(Urgency):
     """What both endpoints have in common: sampling, stopping, streaming, and vLLM's extras."""
 
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     n: int | None = Field(None, ge=1, le=16)
     stop: Stop | None = None
     seed: int | None = Field(None, ge=-INT64, lt=INT64, description="A random one when absent.")
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    top_k: int | None = Field(None, ge=-1, description="-1 and 0: off.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0)
     stop_token_ids: TokenIds | None = Field(None, max_length=64)

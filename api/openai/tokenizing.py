@@ -9,16 +9,18 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from api.bodies import JsonResponse, JsonRoute, validated
+from api.call import Call, CurrentCall
 from api.errors import InvalidParameter
 from api.formats import THREAD_CHARS
 from api.node import CurrentNode, Node
 from api.openai.chat import chat_draft
 from api.openai.parameters import check_prompt_tokens
 from api.openai.schemas import Body, ChatRequest, TokenIds
+from api.serving import serving
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
-from scheduler.routing import choose
+from scheduler.routing.rules import Asked
 
 router = APIRouter(tags=["openai"], route_class=JsonRoute)
 
@@ -47,9 +49,9 @@ class DetokenizeRequest(Body):
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, node: CurrentNode) -> Response:
+async def tokenize(body: TokenizeRequest, node: CurrentNode, call: CurrentCall) -> Response:
     """The tokens of a text, or of a chat as its model's template writes it."""
-    card, prompts = await _format(node, body.model)
+    card, prompts = await _format(node, body.model, call)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidParameter("prompt", "Send a prompt or messages, one of them.")
     if body.messages is not None:
@@ -67,21 +69,27 @@ async def tokenize(body: TokenizeRequest, node: CurrentNode) -> Response:
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, node: CurrentNode) -> Response:
+async def detokenize(body: DetokenizeRequest, node: CurrentNode, call: CurrentCall) -> Response:
     """The text of tokens, special ones included."""
-    card, prompts = await _format(node, body.model)
+    card, prompts = await _format(node, body.model, call)
     return JsonResponse({"prompt": prompts.decode(check_prompt_tokens(body.tokens, card, "tokens"))})
 
 
-async def _format(node: Node, model: str | None) -> tuple[ModelCard, PromptFormat]:
+async def _format(node: Node, model: str | None, call: Call) -> tuple[ModelCard, PromptFormat]:
     """Raises UnknownModel, QueueUnavailable, InvalidParameter."""
     if model is None:
         cards = await node.catalog.cards()
         if len(cards) != 1:
             raise InvalidParameter("model", f"{len(cards)} models are served; name one.")
         model = cards[0].name
-    route = choose(node.rules.current, model=model, lane=Lane.NORMAL)
-    card, _ = await node.catalog.find(route.model)
+    asked = Asked(
+        model=model,
+        lane=call.lane or Lane.NORMAL,
+        tenant=call.caller.tenant,
+        key=call.caller.key_id,
+        session=call.session,
+    )
+    card = (await serving(node, asked)).card
     return card, await node.formats.get(card)
 
 

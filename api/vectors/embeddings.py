@@ -8,10 +8,10 @@ from api.errors import Unsupported
 from api.openai.parameters import UrgentDraft
 from api.vectors.inputs import Item, checked, encode, job
 from api.vectors.schemas import EmbeddingRequest
-from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
+from scheduler.routing.choice import Route
 
 EMBEDDING_KIND = "embeddings"
 
@@ -26,7 +26,7 @@ class EmbeddingDraft(UrgentDraft):
     streamed: bool = False
     open_ended: bool = False
 
-    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Encode and bound. Raises ApiError."""
         body = self.body
         dimensions = None if body.dimensions == card.dimensions else body.dimensions
@@ -34,7 +34,7 @@ class EmbeddingDraft(UrgentDraft):
             _check_dimensions(dimensions, card)
         inputs = await encode(_listed(body), body, card, prompts)
         is_base64 = body.encoding_format == "base64"
-        return job(EMBEDDING_KIND, body, card, lane, inputs, dimensions=dimensions, base64=is_base64)
+        return job(EMBEDDING_KIND, body, card, route.lane, inputs, dimensions=dimensions, base64=is_base64)
 
 
 def embedding_draft(body: EmbeddingRequest) -> EmbeddingDraft:

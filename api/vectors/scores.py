@@ -8,10 +8,10 @@ from api.errors import InvalidParameter
 from api.openai.parameters import UrgentDraft
 from api.vectors.inputs import Item, checked, encode, job
 from api.vectors.schemas import RerankRequest, ScoreRequest
-from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
+from scheduler.routing.choice import Route
 
 RERANK_KIND = "rerank"
 SCORE_KIND = "score"
@@ -28,14 +28,14 @@ class ScoreDraft(UrgentDraft):
     streamed: bool = False
     open_ended: bool = False
 
-    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Encode and bound. Raises ApiError."""
         body = self.body
         if isinstance(body, ScoreRequest):
-            return job(self.kind, body, card, lane, await encode(self.pairs, body, card, prompts))
+            return job(self.kind, body, card, route.lane, await encode(self.pairs, body, card, prompts))
         inputs = await encode(self.pairs, body, card, prompts, body.max_tokens_per_doc)
         documents = None if body.return_documents is False else _texts(body)
-        return job(self.kind, body, card, lane, inputs, documents=documents, top_n=body.top_n)
+        return job(self.kind, body, card, route.lane, inputs, documents=documents, top_n=body.top_n)
 
 
 def rerank_draft(body: RerankRequest) -> ScoreDraft:

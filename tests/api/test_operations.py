@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 
-from scheduler.jobs import Lane
 from scheduler.models import ModelCatalog
-from scheduler.routing import Match, Rule
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, TOKENIZER_JSON, NodeServer, ScriptedWorker, chat_body, make_card
+from tests.scheduler.ruling import put_in_effect, rule
 
 CHAT = "/v1/chat/completions"
 
@@ -120,8 +119,7 @@ async def test_metrics_count_requests_tokens_and_times(client: httpx2.AsyncClien
 async def test_rules_route_names_and_lanes(
     server: NodeServer, client: httpx2.AsyncClient, worker: ScriptedWorker
 ) -> None:
-    rule = Rule(name="gpt", match=Match.PREFIX, pattern="gpt-", model=MODEL, lane=Lane.LOW)
-    await server.node.store.apply_rules([rule])
+    await put_in_effect(server.node.rules.record, rule("gpt", "prefix", "gpt-", MODEL, lane="low"))
     await server.node.rules.refresh()
     response = await client.post(CHAT, json=chat_body(model="gpt-4o"))
     assert response.status_code == 200, response.text

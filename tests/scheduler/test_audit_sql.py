@@ -10,19 +10,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from scheduler.audit_sql import Answer, select_rows
 from scheduler.database import open_database
 from scheduler.errors import InvalidQuery, RecordUnavailable
-from scheduler.routing import Match, Rule
+from scheduler.rule_record import RuleRecord
 from scheduler.store import Store
+from tests.scheduler.ruling import put_in_effect, rule
 
 NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) SELECT i FROM n"
-RULES = "SELECT name FROM routing_rules WHERE position >= 0"
+RULES = "SELECT name FROM routing_rules"
 
 
 @pytest.fixture
 async def store(engine: AsyncEngine) -> Store:
     """A database with one rule in it."""
-    store = Store(engine)
-    await store.apply_rules([Rule(name="r", match=Match.EXACT, pattern="p", model="m")])
-    return store
+    await put_in_effect(RuleRecord(engine), rule("r", "exact", "p"))
+    return Store(engine)
 
 
 async def test_a_select_gives_columns_and_rows(store: Store) -> None:
@@ -44,7 +44,7 @@ async def test_colons_in_a_query_are_only_colons(store: Store) -> None:
     "query",
     [
         "DELETE FROM routing_rules",
-        "UPDATE routing_rules SET model = 'x'",
+        "UPDATE routing_rules SET name = 'x'",
         "INSERT INTO checkpoints VALUES ('x', '1')",
         "DROP TABLE routing_rules",
         "CREATE TABLE x (i int)",
@@ -71,7 +71,7 @@ async def test_the_engine_can_write_after_a_query(store: Store) -> None:
     await asyncio.gather(*(select_rows(store.engine, RULES) for _ in range(8)))
     with pytest.raises(InvalidQuery):
         await select_rows(store.engine, "SELEKT")
-    assert (await store.apply_rules([])).version == 2
+    assert (await put_in_effect(RuleRecord(store.engine))).version == 2
 
 
 async def test_the_documented_views_are_there(store: Store) -> None:

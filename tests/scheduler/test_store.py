@@ -1,4 +1,4 @@
-"""Async jobs are accepted once, listings have no holes and no doubles, rules have versions."""
+"""Async jobs are accepted once, listings have no holes and no doubles."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from sqlalchemy import delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scheduler.database import open_database
-from scheduler.errors import IdempotencyConflict, InvalidRule, RecordUnavailable
-from scheduler.frames import Chunk, End, Frame, FrameId
+from scheduler.errors import IdempotencyConflict, RecordUnavailable
 from scheduler.jobs import Job, JobState, Lane
-from scheduler.routing import Match, Rule, RuleSet
-from scheduler.store import JobFilter, Store, decode_frames, encode_frames, job_of_row, row_of_job
+from scheduler.store import JobFilter, Store, job_of_row, row_of_job
 from scheduler.tables import DurableJobRow, JobRow
 from tests.scheduler.builders import make_job
 
@@ -37,7 +35,6 @@ JOB = Job(
     prompt_tokens=3,
     submitted_ms=1,
 )
-RULE = Rule(name="r", match=Match.PREFIX, pattern="gpt", model="demo", lane=Lane.LOW)
 
 
 @pytest.fixture
@@ -171,37 +168,12 @@ async def test_listings_keep_what_is_wanted(store: Store, wanted: JobFilter, fou
     assert [job.id for job in await store.jobs(wanted)] == found
 
 
-async def test_each_change_of_the_rules_is_a_new_version(store: Store) -> None:
-    assert await store.rules() == RuleSet()
-    first = await store.apply_rules([RULE, replace(RULE, name="b", lane=None)])
-    assert first.version == 1
-    assert await store.rules() == first
-    assert await store.apply_rules([]) == RuleSet(version=2)
-    assert await store.rules() == RuleSet(version=2)
-
-
-async def test_rules_that_are_refused_change_nothing(store: Store) -> None:
-    with pytest.raises(InvalidRule):
-        await store.apply_rules([RULE, RULE])
-    assert (await store.rules()).version == 0
-
-
-def test_a_log_comes_back_from_its_stored_form() -> None:
-    bodies: tuple[tuple[Chunk, ...] | End, ...] = (
-        (Chunk(0, (1,), "é"),),
-        (),
-        End(JobState.FINISHED, {"output_tokens": 1}),
-    )
-    frames = tuple(Frame("0-A", FrameId(1, i + 1), body) for i, body in enumerate(bodies))
-    assert decode_frames("0-A", encode_frames(frames)) == frames
-
-
 @pytest.mark.parametrize(
     "url", ["sqlite+aiosqlite:////proc/no/such/farm.db", "postgresql+asyncpg://nobody@127.0.0.1:1/none"]
 )
 async def test_a_database_that_cannot_be_reached_is_said_to_be(url: str) -> None:
     with pytest.raises((RecordUnavailable, OSError)):
-        await Store(open_database(url)).rules()
+        await Store(open_database(url)).unrelayed(0)
 
 
 async def test_a_database_without_tables_is_unavailable(tmp_path: object) -> None:

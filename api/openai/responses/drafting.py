@@ -15,12 +15,13 @@ from api.openai.responses.fields import LOGPROBS, SEALED_THOUGHTS, without_effec
 from api.openai.responses.schemas import Item, ResponseRequest
 from api.openai.responses.tools import ToolBox, chosen, tool_box
 from api.openai.schemas import ChatRequest
+from api.outline import Outline
 from api.rendering import RenderingNote
 from scheduler.errors import ContextTooLong
-from scheduler.jobs import Lane
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
+from scheduler.routing.choice import Route
 
 RESPONSE_KIND = "responses"
 
@@ -54,31 +55,35 @@ class ResponseDraft(UrgentDraft):
         """Is the length left open?"""
         return self.body.max_output_tokens is None
 
+    def outline(self, session: str) -> Outline:
+        """Of the whole conversation, the responses before included."""
+        return self.chat.outline(session)
+
     @property
     def input_items(self) -> list[dict[str, Any]]:
         """This request's own input, as it is kept."""
         return [item.model_dump(exclude_unset=True, by_alias=True) for item in _own_items(self.body)]
 
-    async def request(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Render, encode and bound; with `truncation: auto` without the first items that do not fit.
 
         Raises ApiError, ContextTooLong, TemplateRefused.
         """
         try:
-            return await self._fitting(card, prompts, lane)
+            return await self._fitting(card, prompts, route)
         except ApiError as error:
             raise _in_our_words(error, self.paths, self.box) from error
 
-    async def input_tokens(self, card: ModelCard, prompts: PromptFormat) -> int:
+    async def input_tokens(self, card: ModelCard, prompts: PromptFormat, route: Route) -> int:
         """How many tokens the model would read, whether they fit or not. Raises ApiError, TemplateRefused."""
         try:
-            return (await self.request(card, prompts, self.lane)).prompt_tokens
+            return (await self.request(card, prompts, route)).prompt_tokens
         except ContextTooLong as error:
             return error.prompt_tokens
 
-    async def _fitting(self, card: ModelCard, prompts: PromptFormat, lane: Lane) -> JobRequest:
+    async def _fitting(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         try:
-            return self._as_response(await self.chat.request(card, prompts, lane))
+            return self._as_response(await self.chat.request(card, prompts, route))
         except ContextTooLong:
             if self.body.truncation != "auto":
                 raise
@@ -87,13 +92,13 @@ class ResponseDraft(UrgentDraft):
         while low < high:
             middle = (low + high) // 2
             try:
-                await self._cut(cuts[middle]).request(card, prompts, lane)
+                await self._cut(cuts[middle]).request(card, prompts, route)
                 high = middle
             except ContextTooLong:
                 low = middle + 1
         if not cuts:
-            return self._as_response(await self.chat.request(card, prompts, lane))
-        return self._as_response(await self._cut(cuts[low]).request(card, prompts, lane))
+            return self._as_response(await self.chat.request(card, prompts, route))
+        return self._as_response(await self._cut(cuts[low]).request(card, prompts, route))
 
     def _cut(self, messages: Sequence[int]) -> ChatDraft:
         """The chat without all but these messages."""

@@ -29,8 +29,8 @@ from api.openai.responses.kept import (
 )
 from api.openai.responses.names import job_of, response_id
 from api.openai.responses.schemas import ResponseRequest
+from api.serving import asked_of, serving
 from api.stream import Answering, EventStream
-from scheduler.routing import choose
 from scheduler.store import KeptInput
 
 CANCEL_WAIT_S = 5.0
@@ -61,10 +61,9 @@ async def count_input_tokens(body: ResponseRequest, node: CurrentNode, call: Cur
     """How many tokens a response would read, counted with its model's template and tokenizer."""
     body = await with_references(node, call.caller, body)
     draft = response_draft(body, await earlier_items(node, call.caller, body))
-    route = choose(node.rules.current, model=draft.model, lane=call.lane or draft.lane)
-    card, _ = await node.catalog.find(route.model)
-    check_task(draft.kind, card)
-    tokens = await draft.input_tokens(card, await node.formats.get(card))
+    found = await serving(node, asked_of(draft, call))
+    check_task(draft.kind, found.card)
+    tokens = await draft.input_tokens(found.card, await node.formats.get(found.card), found.route)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
 

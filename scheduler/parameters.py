@@ -1,0 +1,16 @@
+"""The ranges of a request's parameters, said once: bodies of requests and overrides by routing rules keep to them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=-1, description="-1 and 0: off.")]
+MinP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+MaxTokens = Annotated[int, Field(ge=1)]
+TimeoutS = Annotated[float, Field(gt=0, le=30 * 86400.0, allow_inf_nan=False)]
