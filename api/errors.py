@@ -27,11 +27,13 @@ from scheduler.errors import (
     QuotaExceeded,
     RateLimited,
     RecordUnavailable,
+    RulesMoved,
     TemplateRefused,
     UnknownBatch,
     UnknownFile,
     UnknownJob,
     UnknownModel,
+    UnknownRules,
 )
 from scheduler.frames import End
 from scheduler.jobs import JobState
@@ -137,6 +139,8 @@ _ANSWERS: Mapping[type[FarmError], _Answer] = {
     UnknownBatch: _Answer(404, "batch_not_found"),
     InvalidQuery: _Answer(400, "invalid_query"),
     InvalidRule: _Answer(400, "invalid_rule"),
+    UnknownRules: _Answer(404, "rules_not_found"),
+    RulesMoved: _Answer(409, "rules_moved", "conflict_error"),
 }
 _OTHER = _Answer(500, "internal_error", SERVER_ERROR)
 

@@ -17,9 +17,7 @@ FarmError
 ├── QuotaExceeded           a tenant's files take too much
 ├── BatchMoved              a batch was moved on by somebody else meanwhile
 ├── InvalidQuery            an audit query that is not a read-only SELECT
-├── InvalidRule
-├── UnknownRules            no version or draft of the routing rules has this name
-└── RulesMoved              the routing rules were changed by somebody else meanwhile
+└── InvalidRule, UnknownRules, RulesMoved (the routing rules were changed by somebody else meanwhile)
 """
 
 from __future__ import annotations
