@@ -159,6 +159,11 @@ class FileStore:
         for file_id in file_ids:
             self.path(file_id).unlink(missing_ok=True)
 
+    async def internal(self, file_ids: Sequence[str]) -> list[str]:
+        """Those of them that the farm made for itself."""
+        query = select(FileRow.id).where(FileRow.id.in_(file_ids), FileRow.purpose == INTERNAL)
+        return [str(row.id) for row in await self._all(query)]
+
     async def expired(self, limit: int = 500) -> list[str]:
         """Files past their time."""
         query = select(FileRow.id).where(FileRow.expires_ms <= _now_ms()).limit(limit)

@@ -203,6 +203,9 @@ class BatchSettings(ApiSettings, ChoresSettings):
     """What `mlx-farm batches` needs: it translates lines as an API node does."""
 
     batch_window: int = Field(256, ge=1, description="Lines of one batch that are jobs at one time.")
+    batch_retention_s: float = Field(
+        90 * 86400.0, gt=0, description="How long ended batches are listed; then they go, with their result files."
+    )
 
 
 class WorkerSettings(FarmSettings):

@@ -36,7 +36,7 @@ async def serve(settings: BatchSettings) -> None:
     async with open_node(settings, Metrics(), Drain()) as node:
         await node.rules.refresh()
         delivery = Delivery(Outbox(node.store.engine), secret, settings.trusted_webhook_hosts)
-        errands = Errands(node, Progress(node, settings), delivery)
+        errands = Errands(node, Progress(node, settings), delivery, retention_s=settings.batch_retention_s)
         running = asyncio.create_task(run_errands(errands, settings.chores_redis))
         stopped = asyncio.create_task(stop.wait())
         announce_ready(role="batches")

@@ -10,8 +10,8 @@ import structlog
 
 from api.batch_format import BatchFormat
 from api.batches.formats import format_of
-from api.batches.reading import take_lines, validate
-from api.batches.results import added_usage, settled, write_files
+from api.batches.reading import InputGone, take_lines, validate
+from api.batches.results import Finished, added_usage, settled, write_files
 from api.batches.translation import ModelAway, job_of, request_id, served_models
 from api.errors import ApiError
 from api.node import Node
@@ -38,6 +38,12 @@ class Progress:
     async def step(self, batch: Batch) -> Batch | None:
         """The batch after one step; None when there is nothing to do now."""
         form = format_of(batch.protocol)
+        try:
+            return await self._step(batch, form)
+        except InputGone:
+            return await self._fail(batch, form)
+
+    async def _step(self, batch: Batch, form: BatchFormat) -> Batch | None:
         match batch.state:
             case BatchState.VALIDATING:
                 return await self._validate(batch, form)
@@ -128,18 +134,43 @@ class Progress:
             await self._node.store.relayed(*known)
 
     async def _finish(self, batch: Batch, form: BatchFormat, rest: Outcome) -> Batch:
-        """Drop what is open, write the files, end.
-
-        Files of a move that turns out to be void are nobody's, and swept.
-        """
+        """Drop what is open, write the files, end."""
         if lines := await self._node.batches.open_lines(batch.id):
-            for line in lines:
-                if line.job_id is not None:
-                    await self._node.queue.cancel(line.job_id, "batch")
-            dropped = [_dropped(form, batch, line, rest) for line in lines]
-            return await self._node.batches.settle(batch, dropped, batch.usage)
+            return await self._drop(batch, form, lines, rest)
         finished = await write_files(self._node, form, batch, rest, self._settings.body_limit_bytes)
         state = next_state(batch.state, finished.counts, now_ms=_now_ms(), expires_ms=batch.expires_ms)
+        return await self._end(batch, state, finished)
+
+    async def _fail(self, batch: Batch, form: BatchFormat) -> Batch | None:
+        """The input is gone: what has been taken from it is finished, the rest nobody knows any more."""
+        if not self._node.files.folder.is_dir():
+            log.warning("a batch waits for the folder of files", batch=batch.id, folder=str(self._node.files.folder))
+            return None
+        lines = await self._node.batches.open_lines(batch.id)
+        if lines and batch.state is BatchState.IN_PROGRESS:
+            return None  # their jobs end by themselves
+        if lines:
+            cancelled = batch.state is BatchState.CANCELLING
+            return await self._drop(batch, form, lines, Outcome.CANCELED if cancelled else Outcome.EXPIRED)
+        text = f"The content of {batch.input_file_id} was removed before it had been read to its end"
+        if batch.counts.total:
+            text += f": {batch.counts.waiting} of {batch.counts.total} requests are lost"
+        log.error("a batch lost its input", batch=batch.id, file=batch.input_file_id)
+        finished = await write_files(self._node, form, batch, None, self._settings.body_limit_bytes)
+        error = {"code": "input_file_gone", "message": f"{text}.", "line": None, "param": "input_file_id"}
+        return await self._end(batch, BatchState.FAILED, finished, errors={"data": [error]})
+
+    async def _drop(self, batch: Batch, form: BatchFormat, lines: list[Line], outcome: Outcome) -> Batch:
+        """Jobs that will not be waited for."""
+        for line in lines:
+            if line.job_id is not None:
+                await self._node.queue.cancel(line.job_id, "batch")
+        return await self._node.batches.settle(
+            batch, [_dropped(form, batch, line, outcome) for line in lines], batch.usage
+        )
+
+    async def _end(self, batch: Batch, state: BatchState, finished: Finished, **changes: Any) -> Batch:
+        """The last move. Files of a move that turns out to be void are nobody's, and swept."""
         return await self._node.batches.end(
             batch,
             state,
@@ -148,6 +179,7 @@ class Progress:
             counts=finished.counts,
             output_file_id=finished.output.id if finished.output else None,
             error_file_id=finished.errors.id if finished.errors else None,
+            **changes,
         )
 
 

@@ -19,6 +19,10 @@ MAX_MODELS = 1000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+class InputGone(Exception):
+    """The content of a batch's input is not on the disk any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawLine:
     """A line that is not blank; `end` is the offset behind it."""
@@ -43,8 +47,15 @@ class Validation:
 
 
 def raw_lines(path: Path, offset: int, limit_bytes: int) -> Iterator[RawLine]:
-    """The lines from an offset on, numbered from 1 there; blank ones are left out, long ones cut at the limit."""
-    with path.open("rb") as file:
+    """The lines from an offset on, numbered from 1 there; blank ones are left out, long ones cut at the limit.
+
+    Raises InputGone.
+    """
+    try:
+        opened = path.open("rb")
+    except FileNotFoundError as error:
+        raise InputGone(path.name) from error
+    with opened as file:
         file.seek(offset)
         number = 0
         while raw := file.readline(limit_bytes + 1):

@@ -77,10 +77,13 @@ def added_usage(total: dict[str, Any], news: Sequence[dict[str, Any]]) -> dict[s
     return counts
 
 
-async def write_files(node: Node, form: BatchFormat, batch: Batch, rest: Outcome, line_limit_bytes: int) -> Finished:
-    """Every line's result, those of lines that never became jobs included, each once.
+async def write_files(
+    node: Node, form: BatchFormat, batch: Batch, rest: Outcome | None, line_limit_bytes: int
+) -> Finished:
+    """Every line's result, each once; lines that never became jobs get `rest`, None leaves them out as errors.
 
-    What is written is on the disk when this returns; the rows that name it are for the caller to commit.
+    What is written is on the disk when this returns; the rows that name it are for the caller to commit. Raises
+    InputGone where such lines cannot be read.
     """
     writer = _Writer(node.files, form)
     try:
@@ -88,12 +91,16 @@ async def write_files(node: Node, form: BatchFormat, batch: Batch, rest: Outcome
         while lines := await node.batches.results(batch.id, after, PAGE_LINES):
             await asyncio.to_thread(writer.write, lines)
             after = lines[-1].number
-        path = node.files.path(batch.input_file_id)
-        never = await asyncio.to_thread(writer.drop_rest, path, batch, rest, line_limit_bytes)
+        never = batch.counts.waiting
+        if rest is not None:
+            path = node.files.path(batch.input_file_id)
+            never = await asyncio.to_thread(writer.drop_rest, path, batch, rest, line_limit_bytes)
         output, errors = await asyncio.to_thread(writer.publish, batch)
     finally:
         writer.close()
-    return Finished(output, errors, replace(batch.counts.plus(rest, never), taken=batch.counts.total))
+    return Finished(
+        output, errors, replace(batch.counts.plus(rest or Outcome.ERRORED, never), taken=batch.counts.total)
+    )
 
 
 class _Writer:

@@ -37,8 +37,9 @@ TURN_S = 5.0
 class Errands:
     """What the timetable calls."""
 
-    def __init__(self, node: Node, progress: Progress, delivery: Delivery) -> None:
+    def __init__(self, node: Node, progress: Progress, delivery: Delivery, *, retention_s: float) -> None:
         self._node = node
+        self._retention_ms = round(retention_s * 1000)
         self._progress = progress
         self._delivery = delivery
         self._busy: set[str] = set()
@@ -53,12 +54,22 @@ class Errands:
         await self._delivery.deliver()
 
     async def tidy(self) -> None:
-        """Remove files past their time, contents that nobody knows, old webhooks."""
+        """Remove batches and files past their time, contents that nobody knows, old webhooks."""
+        await self._forget_batches()
         for file_id in await self._node.files.expired():
             if await self._node.batches.reader_of(file_id) is None:  # else it goes when its batch has ended
                 await self._node.files.delete([file_id])
         await self._node.files.sweep()
         await Outbox(self._node.store.engine).forget()
+
+    async def _forget_batches(self) -> None:
+        """The files first: what a kill interrupts is found again by the batch's row."""
+        while old := await self._node.batches.ended_before(time.time_ns() // 1_000_000 - self._retention_ms):
+            for batch in old:
+                made = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id is not None]
+                await self._node.files.delete(made + await self._node.files.internal([batch.input_file_id]))
+                await self._node.batches.delete(batch)
+            log.info("batches are forgotten", batches=len(old))
 
     async def _advance(self, batch: Batch) -> None:
         self._busy.add(batch.id)

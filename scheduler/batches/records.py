@@ -136,6 +136,12 @@ class Batches:
         async with record_errors(), self._engine.begin() as connection:
             await connection.execute(delete(BatchRow).where(BatchRow.id == batch.id))
 
+    async def ended_before(self, ended_ms: int, limit: int = 500) -> list[Batch]:
+        """Batches of all tenants that ended before a time, the oldest first."""
+        states = [state.value for state in ENDED]
+        query = select(BatchRow.__table__).where(BatchRow.state.in_(states), BatchRow.ended_ms < ended_ms)
+        return [_batch(row) for row in await self._all(query.order_by(BatchRow.id).limit(limit))]
+
     async def active(self) -> list[Batch]:
         """All that have not ended, the oldest first."""
         states = [state.value for state in ACTIVE]

@@ -5,6 +5,8 @@ validating ─┬─ in_progress ── finalizing ─┬─ completed
             │       └──┐
             ├──── cancelling ── cancelled
             └─ failed
+
+Wherever the input has to be read and is gone, the batch fails too.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ class BatchState(StrEnum):
     VALIDATING = "validating"
     """Its input is read for the first time."""
     FAILED = "failed"
-    """The input is no batch; nothing ran."""
+    """The input is no batch, and nothing ran; or it was lost on the way."""
     IN_PROGRESS = "in_progress"
     FINALIZING = "finalizing"
     """Every line has its outcome or never will; the result files are written."""
@@ -42,9 +44,9 @@ class Outcome(StrEnum):
 
 MOVES: Mapping[BatchState, frozenset[BatchState]] = {
     BatchState.VALIDATING: frozenset({BatchState.FAILED, BatchState.IN_PROGRESS, BatchState.CANCELLING}),
-    BatchState.IN_PROGRESS: frozenset({BatchState.FINALIZING, BatchState.CANCELLING}),
-    BatchState.FINALIZING: frozenset({BatchState.COMPLETED, BatchState.EXPIRED}),
-    BatchState.CANCELLING: frozenset({BatchState.CANCELLED}),
+    BatchState.IN_PROGRESS: frozenset({BatchState.FINALIZING, BatchState.CANCELLING, BatchState.FAILED}),
+    BatchState.FINALIZING: frozenset({BatchState.COMPLETED, BatchState.EXPIRED, BatchState.FAILED}),
+    BatchState.CANCELLING: frozenset({BatchState.CANCELLED, BatchState.FAILED}),
     BatchState.FAILED: frozenset(),
     BatchState.COMPLETED: frozenset(),
     BatchState.EXPIRED: frozenset(),

@@ -39,7 +39,7 @@ def until_ended(
 ) -> Advance:
     settings = BatchSettings(**server.node.settings.model_dump(), batch_window=4)
     delivery = Delivery(Outbox(server.node.store.engine), None, frozenset())
-    errands = Errands(server.node, Progress(server.node, settings), delivery)
+    errands = Errands(server.node, Progress(server.node, settings), delivery, retention_s=settings.batch_retention_s)
 
     async def advance(batch: MessageBatch) -> MessageBatch:
         async with asyncio.timeout(30):

@@ -38,7 +38,7 @@ class Bench:
         node = server.node
         settings = BatchSettings(**node.settings.model_dump() | changes)
         delivery = Delivery(Outbox(node.store.engine), None, frozenset())
-        self.errands = Errands(node, Progress(node, settings), delivery)
+        self.errands = Errands(node, Progress(node, settings), delivery, retention_s=settings.batch_retention_s)
         self.project = project
         self.node = node
 
@@ -233,6 +233,66 @@ async def test_a_batch_waits_for_a_model_that_went_away(
     assert (await sdk.batches.retrieve(batch.id)).status == "in_progress"
     await worker.announce()
     assert (await bench.until(sdk, batch, "completed")).error_file_id is None
+
+
+async def test_a_batch_whose_input_was_removed_by_hand_fails_and_keeps_what_is_done(
+    sdk: openai.AsyncOpenAI, bench: Bench
+) -> None:
+    batch = await submit(sdk, [line(f"r{i}") for i in range(12)])
+    while batch.request_counts is None or not batch.request_counts.completed:
+        await bench.errands.advance()
+        await bench.project()
+        batch = await sdk.batches.retrieve(batch.id)
+    bench.node.files.path(batch.input_file_id).unlink()
+    batch = await bench.until(sdk, batch, "failed")
+    assert batch.errors is not None
+    assert [error.code for error in batch.errors.data or ()] == ["input_file_gone"]
+    output = await lines_of(sdk, batch.output_file_id)
+    assert 0 < len(output) < 12
+    assert batch.request_counts is not None
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (len(output), 12 - len(output))
+
+
+async def test_a_batch_whose_input_is_gone_at_once_or_while_it_is_cancelled_fails_as_well(
+    sdk: openai.AsyncOpenAI, bench: Bench, worker: ScriptedWorker
+) -> None:
+    batch = await submit(sdk, [line("r")])
+    bench.node.files.path(batch.input_file_id).unlink()
+    batch = await bench.until(sdk, batch, "failed")
+    assert batch.request_counts is not None
+    assert (batch.request_counts.total, batch.output_file_id) == (0, None)
+    worker.script = Script(hold_before=0)
+    batch = await bench.until(sdk, await submit(sdk, [line(f"r{i}") for i in range(8)]), "in_progress")
+    bench.node.files.path(batch.input_file_id).unlink()
+    await sdk.batches.cancel(batch.id)
+    await bench.until(sdk, batch, "failed")
+    worker.resume.set()
+
+
+async def test_a_folder_that_is_away_is_waited_for(sdk: openai.AsyncOpenAI, bench: Bench) -> None:
+    batch = await submit(sdk, [line("r")])
+    folder = bench.node.files.folder
+    away = folder.rename(folder.with_name("away"))
+    await bench.errands.advance()
+    assert (await sdk.batches.retrieve(batch.id)).status == "validating"
+    away.rename(folder)
+    await bench.until(sdk, batch, "completed")
+
+
+async def test_ended_batches_go_after_their_time_with_their_results(
+    sdk: openai.AsyncOpenAI, bench: Bench, server: NodeServer, project: Callable[[], Awaitable[None]]
+) -> None:
+    ended = await bench.until(sdk, await submit(sdk, [line("r"), line("bad", body={})]), "completed")
+    await bench.errands.tidy()
+    assert (await sdk.batches.retrieve(ended.id)).output_file_id is not None
+    running = await submit(sdk, [line("r")])
+    strict = Bench(server, project, batch_retention_s=0.001)
+    async with asyncio.timeout(60):
+        while ended.id in [batch.id async for batch in sdk.batches.list()]:
+            await strict.errands.tidy()
+    assert [file.id async for file in sdk.files.list()] == [running.input_file_id, ended.input_file_id]
+    assert not any(bench.node.files.path(str(file)).exists() for file in (ended.output_file_id, ended.error_file_id))
+    assert (await sdk.batches.retrieve(running.id)).status == "validating"
 
 
 async def test_requests_that_cannot_become_a_batch_are_refused(sdk: openai.AsyncOpenAI, bench: Bench) -> None:
