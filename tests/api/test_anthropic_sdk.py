@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import httpx2
 import pytest
-from anthropic import beta_async_tool
+from anthropic import beta_async_tool, beta_tool
 from pydantic import BaseModel
 
 from tests.api.conftest import StartNode
@@ -220,3 +220,40 @@ async def test_pings_break_a_long_silence(
             if len(texts) == 2:
                 asyncio.get_running_loop().call_later(0.2, worker.resume.set)
     assert "".join(texts) == "Hello, world!"
+
+
+async def test_a_streamed_form_and_raw_responses(claude: anthropic.AsyncAnthropic, worker: ScriptedWorker) -> None:
+    worker.script = Script(choices=[['{"number"', ": 42}"]])
+    asked: Any = {"model": MODEL, "max_tokens": 50, "messages": HI}
+    async with claude.messages.stream(**asked, output_format=Answer) as stream:
+        final = await stream.get_final_message()
+    assert final.parsed_output == Answer(number=42)
+    raw = await claude.messages.with_raw_response.create(**asked)
+    assert (raw.headers["request-id"], (await raw.parse()).stop_reason) == (raw.request_id, "end_turn")
+    async with claude.messages.with_streaming_response.create(**asked, stream=True) as unread:
+        events = [line async for line in unread.iter_lines() if line.startswith("event:")]
+    assert (events[0], events[-1]) == ("event: message_start", "event: message_stop")
+
+
+async def test_a_sync_tool_runner_streams_its_turns(server: NodeServer, worker: ScriptedWorker) -> None:
+    @beta_tool
+    def weather(city: str) -> str:
+        """How the weather is.
+
+        Args:
+            city: Where.
+        """
+        worker.script = Script(choices=[["It is ", "sunny."]])
+        return f"sunny in {city}"
+
+    worker.script = Script(choices=[["Let me look.", CALL]])
+
+    def use() -> list[str]:
+        with anthropic.Anthropic(base_url=server.url, api_key="unused", max_retries=0) as sdk:
+            runner = sdk.beta.messages.tool_runner(
+                model=MODEL, max_tokens=99, messages=HI, tools=[weather], stream=True
+            )
+            return ["".join(stream.text_stream) for stream in runner]
+
+    assert await asyncio.to_thread(use) == ["Let me look.", "It is sunny."]
+    assert "<|im_start|>tool\nsunny in Ulm" in prompt_text(worker.requests[1])
