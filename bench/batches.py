@@ -2,6 +2,7 @@
 
 A file of so many chat requests is uploaded and a batch made of it, until it is in progress; then the farm (one API
 node, one batches process, scheduler, a worker with the demo model) works on it for a while, and the queue is looked at.
+Afterwards the engine works on the same lines alone, in a process of its own, for as long.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +24,7 @@ from bench.valkey_server import valkey_server
 from scheduler.connections import command_client
 from scheduler.jobs import Lane
 from scheduler.queue import JobQueue
+from workers.spawning import LINUX_ENVIRONMENT
 
 ROLES = {"worker": ["workers"], "scheduler": ["scheduler"], "api": ["api"], "batches": ["api.batches"]}
 LOOK_EVERY_S = 0.1
@@ -69,6 +74,18 @@ async def deepest(queue: JobQueue, seconds: float) -> tuple[int, int]:
     return most, looks
 
 
+def engine_alone(path: Path, seconds: float) -> float:
+    """Lines that the engine answers a second, without a farm around it."""
+    command = [sys.executable, "-m", "bench.bare_batch", str(path), str(seconds)]
+    done = subprocess.run(command, env=os.environ | LINUX_ENVIRONMENT, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+async def answered_lines(client: httpx2.AsyncClient, batch_id: str) -> int:
+    """As the batch counts them."""
+    return int((await client.get(f"/v1/batches/{batch_id}")).json()["request_counts"]["completed"])
+
+
 async def measure(folder: Path, redis_url: str, lines: int, seconds: float, window: int) -> None:
     """One run, printed."""
     path = folder / "requests.jsonl"
@@ -85,9 +102,11 @@ async def measure(folder: Path, redis_url: str, lines: int, seconds: float, wind
             batch_id = await accept(client, path)
             accepted_s = time.monotonic() - began_s
             redis = command_client(redis_url)
+            before, began_s = await answered_lines(client, batch_id), time.monotonic()
             most, looks = await deepest(JobQueue(redis), seconds)
+            answered = await answered_lines(client, batch_id) - before
+            per_s = answered / (time.monotonic() - began_s)
             await redis.aclose()
-            counts = (await client.get(f"/v1/batches/{batch_id}")).json()["request_counts"]
         watching.cancel()
         extra_mb = {name: peaks_mb[name] - before_mb[name] for name in watched}
     print(f"{lines} lines, {path.stat().st_size / 2**20:.0f} MB, window {window}")
@@ -95,9 +114,10 @@ async def measure(folder: Path, redis_url: str, lines: int, seconds: float, wind
     each = ", ".join(f"{name} {mb:.0f} MB" for name, mb in extra_mb.items())
     print(f"extra memory                                   {sum(extra_mb.values()):.0f} MB ({each})")
     print(f"most jobs waiting in the low lane              {most} (in {looks} looks over {seconds:.0f} s)")
-    print(
-        f"answered meanwhile                             {counts['completed']} ({counts['completed'] / seconds:.0f}/s)"
-    )
+    alone_per_s = engine_alone(path, seconds)
+    print(f"answered meanwhile                             {answered} ({per_s:.0f} lines/s)")
+    ratio = f"the farm: {per_s / alone_per_s:.2f} of that"
+    print(f"the engine alone                               {alone_per_s:.0f} lines/s; {ratio}")
 
 
 def main() -> None:
