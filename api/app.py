@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from api import audit, dead_letters, health, jobs, models
 from api.admin import models as admin_models
+from api.admin import rules as admin_rules
 from api.admin import tenants as admin_tenants
 from api.anthropic import batches as message_batches
 from api.anthropic import routes as anthropic_routes
@@ -63,7 +64,7 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
     inference = (models, routes, stored, tokenizing, responses, anthropic_routes, vector_routes)
-    farm = (dead_letters, jobs, audit, admin_models, admin_tenants)
+    farm = (dead_letters, jobs, audit, admin_models, admin_rules, admin_tenants)
     for module in (health, *inference, files, batches, message_batches, *farm):
         app.include_router(module.router)
     return app

@@ -55,5 +55,6 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, JOB_COLUMNS)
     writer.writeheader()
     for row in rows:
-        writer.writerow(row | {"params": orjson.dumps(row["params"]).decode()})
+        nested = {name: orjson.dumps(row[name]).decode() for name in ("params", "routing")}
+        writer.writerow(row | nested)
     return text.getvalue()

@@ -192,7 +192,14 @@ def _asked(job: KnownJob) -> dict[str, Any]:
         asked |= {"model_asked": note.model, "user": note.user, "metadata": note.metadata}
     names = ("kind", "model", "model_asked", "request_id", "durable", "user", "metadata", "params")
     lane = job.record.lane.value if job.record else (job.snapshot or {}).get("lane")
-    return {name: facts.get(name, asked.get(name)) for name in names} | {"lane": lane}
+    return {name: facts.get(name, asked.get(name)) for name in names} | {"lane": lane, "routing": _routing(job.record)}
+
+
+def _routing(record: Job | None) -> dict[str, Any] | None:
+    """The decision who serves; None until there is a record of it."""
+    if record is None:
+        return None
+    return {"rule": record.route or None, "version": record.rule_version, **record.routing}
 
 
 def _progress(job: KnownJob) -> dict[str, Any]:

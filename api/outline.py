@@ -58,12 +58,14 @@ def _values(content: Any) -> Iterator[str | int | None]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, BaseModel):
-            value = vars(value) | (value.model_extra or {})
-        if isinstance(value, dict):
-            if value.get("type") in _IMAGES:
+            fields = vars(value) | (value.model_extra or {})
+            value = [part for name, part in fields.items() if name not in _LABELS]
+            if fields.get("type") in _IMAGES:
                 yield None
-            else:
-                waiting.extend(part for name, part in value.items() if name not in _LABELS)
+                continue
+        if isinstance(value, dict):
+            waiting.extend(value)  # a schema's words are as long as its keys
+            waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
         elif isinstance(value, str | int):
