@@ -13,7 +13,7 @@ from api.bodies import JsonResponse, JsonRoute
 from api.call import CurrentCall
 from api.node import CurrentNode, Node
 from scheduler.admin_log import Actor
-from scheduler.errors import UnknownModel, UnknownRules
+from scheduler.errors import UnknownRules
 from scheduler.routing.choice import RuleSet
 from scheduler.routing.rules import MAX_RULES, Rule
 from scheduler.routing.trial import unreachable, without_effect
@@ -173,20 +173,9 @@ async def _warnings(node: Node, rules: tuple[Rule, ...]) -> list[dict[str, str]]
         for name, taker in unreachable(rules).items()
     ]
     found += [{"rule": name, "warning": "It changes nothing."} for name in without_effect(rules)]
-    served: dict[str, bool] = {}
+    cards = await node.catalog.cards()
+    served = {name for card in cards for name in (card.name, *card.adapters)}
     for rule in rules:
-        for target in (*rule.targets, *rule.fallback):
-            if target.model not in served:
-                served[target.model] = await is_served(node, target.model)
-            if not served[target.model]:
-                found.append({"rule": rule.name, "warning": f"Nobody serves the model {target.model!r} at the moment."})
+        away = [target.model for target in (*rule.targets, *rule.fallback) if target.model not in served]
+        found += [{"rule": rule.name, "warning": f"Nobody serves the model {model!r} at the moment."} for model in away]
     return found
-
-
-async def is_served(node: Node, model: str) -> bool:
-    """Does anybody serve it now? Raises QueueUnavailable."""
-    try:
-        await node.catalog.find(model)
-    except UnknownModel:
-        return False
-    return True
