@@ -1,8 +1,8 @@
 """The rules that a request may match, in order, without trying them all.
 
-Exact patterns lie in a dict, prefixes in one dict per length, regular expressions in one RE2 set, which runs all of
-them over the name together. Behind each pattern its rules lie by the tenant or the key that they are for, so that a
-thousand rules for a thousand tenants cost no more than one.
+Exact patterns lie in a dict, and so do prefixes, each with the rules of the shorter ones: the longest that fits says
+all. Regular expressions are one RE2 set, which runs all of them over the name together. Behind each pattern its rules
+lie by the tenant or the key that they are for, so that a thousand rules for a thousand tenants cost no more than one.
 """
 
 from __future__ import annotations
@@ -33,17 +33,13 @@ class RuleIndex:
         for position, rule in enumerate(rules):
             for scope in _scopes(rule):
                 shelves[rule.match, rule.pattern][scope].append(position)
-        self._exact: dict[str, Shelf] = {}
-        self._prefixes: dict[int, dict[str, Shelf]] = {}
-        expressions: dict[str, Shelf] = {}
+        kinds: dict[Match, dict[str, Shelf]] = {match: {} for match in Match}
         for (match, pattern), shelf in shelves.items():
-            if match is Match.EXACT:
-                self._exact[pattern] = dict(shelf)
-            elif match is Match.PREFIX:
-                self._prefixes.setdefault(len(pattern), {})[pattern] = dict(shelf)
-            else:
-                expressions[pattern] = dict(shelf)
-        self._expressions = _Expressions(expressions)
+            kinds[match][pattern] = dict(shelf)
+        self._exact = kinds[Match.EXACT]
+        self._prefixes = _with_shorter_ones(kinds[Match.PREFIX])
+        self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
+        self._expressions = _Expressions(kinds[Match.REGEX])
 
     def candidates(self, asked: Asked) -> Iterator[int]:
         """Positions of the rules whose pattern fits and that are for this tenant or key, in order."""
@@ -55,11 +51,22 @@ class RuleIndex:
         shelf = self._exact.get(model)
         if shelf is not None:
             yield shelf
-        for length, prefixes in self._prefixes.items():
-            shelf = prefixes.get(model[:length])
+        for length in self._lengths:
+            shelf = self._prefixes.get(model[:length])
             if shelf is not None:
                 yield shelf
+                break
         yield from self._expressions.shelves(model)
+
+
+def _with_shorter_ones(prefixes: dict[str, Shelf]) -> dict[str, Shelf]:
+    """Each prefix with the rules of all prefixes that it begins with itself, so that the longest one says all."""
+    whole: dict[str, Shelf] = {}
+    for prefix in sorted(prefixes, key=len):
+        shorter = next((whole[prefix[:end]] for end in range(len(prefix) - 1, -1, -1) if prefix[:end] in whole), {})
+        own = prefixes[prefix]
+        whole[prefix] = {scope: sorted([*shorter.get(scope, ()), *own.get(scope, ())]) for scope in {**shorter, **own}}
+    return whole
 
 
 class _Expressions:
