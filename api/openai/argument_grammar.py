@@ -11,6 +11,7 @@ from typing import Any
 from api.call_formats.values import resolved, types_of
 from api.errors import InvalidParameter
 from api.openai.guiding import schema_grammar
+from api.openai.lark_grammar import LARK, NotEmbeddable, embedded
 from api.openai.schemas import FunctionDefinition
 from scheduler.grammars import Grammar, GrammarKind, complaint, rule_of
 
@@ -37,6 +38,13 @@ class OfferedFunction:
 
     path: str
     definition: FunctionDefinition
+
+    @property
+    def texts(self) -> list[str]:
+        """Arguments that are text of a Lark grammar."""
+        properties = (self.definition.parameters or {}).get("properties")
+        listed = properties.items() if isinstance(properties, Mapping) else ()
+        return [name for name, part in listed if isinstance(part, Mapping) and LARK in part and "pattern" not in part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ def json_value(schema: Mapping[str, Any], root: Mapping[str, Any], rule: str) ->
 
 def bare_value(close: str, schema: Mapping[str, Any], root: Mapping[str, Any], rule: str) -> tuple[str, list[str]]:
     """A value that ends where `close` stands: text without quotes, all else as JSON; see Value."""
+    if LARK in schema:
+        return rule, lark_rules(schema, rule)
     parts = alternatives(schema, root)
     literals = _literals(parts)
     if literals is not None and all(text is None or isinstance(text, str) for text in literals):
@@ -110,6 +120,14 @@ def bare_value(close: str, schema: Mapping[str, Any], root: Mapping[str, Any], r
     for part in parts:
         check_keywords(part, TOLD | {"type"})
     return RAW, []
+
+
+def lark_rules(schema: Mapping[str, Any], rule: str) -> list[str]:
+    """Text that follows a grammar of the caller's. Raises Inexpressible."""
+    try:
+        return embedded(str(schema[LARK]), rule)
+    except NotEmbeddable as error:
+        raise Inexpressible(str(error)) from error
 
 
 def properties_of(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[Parameter]:

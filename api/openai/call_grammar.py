@@ -9,6 +9,7 @@ from api.errors import Unsupported
 from api.openai.argument_grammar import OfferedFunction
 from api.openai.call_writing import BOUND_FORMATS, call_writing, spelled
 from api.openai.guiding import Binding, anything_but, in_regex, marker
+from api.openai.lark_grammar import LARK
 from scheduler.grammars import Grammar, GrammarKind, rule_of
 from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
@@ -26,6 +27,11 @@ class CallChoice:
     def has_strict(self) -> bool:
         """Must the arguments of some function fit its schema?"""
         return any(function.definition.strict for function in self.functions)
+
+    @property
+    def has_texts(self) -> bool:
+        """Is some argument text of a Lark grammar?"""
+        return any(function.texts for function in self.functions)
 
 
 def can_bind_calls(card: ModelCard) -> bool:
@@ -96,15 +102,24 @@ def _calls(choice: CallChoice, card: ModelCard, prompts: PromptFormat) -> list[s
     inside = "one" if choice.single or writing.between is None else f"one ({between} one)*"
     more = "" if choice.single or writing.between is not None else f" ({gap} call)*"
     opening, closing = (marker(text or "", prompts) for text in (card.tool_call_start, card.tool_call_end))
-    return [
+    rules = [
         f"calls: call{more}",
         f"call: {opening} rest_of_call",
         f"rest_of_call: {spelled(writing.begin, prompts)} {inside} {spelled(writing.end, prompts)} {closing}",
         f"one: {' | '.join(kinds)}",
         *writing.shared(prompts),
-        *(
-            rule
-            for name, function in zip(kinds, choice.functions, strict=True)
-            for rule in writing.write(function, name, prompts)
-        ),
+    ]
+    for name, function in zip(kinds, choice.functions, strict=True):
+        rules += writing.write(function, name, prompts)
+    return list(dict.fromkeys(rules))  # several functions may import the same
+
+
+def unbound_texts(choice: CallChoice, card: ModelCard, prompts: PromptFormat) -> list[str]:
+    """Paths of texts whose grammar this model's calls cannot be bound to."""
+    if can_bind_calls(card) and call_writing(card.tool_format or "", prompts).has_plain_text:
+        return []
+    return [
+        f"{function.path}.parameters.properties.{name}.{LARK}"
+        for function in choice.functions
+        for name in function.texts
     ]

@@ -46,7 +46,7 @@ class CallWriting:
     """What stands between a section's markers: `begin`, calls, `end`.
 
     `between` two calls of a section; None: a section holds one call, and `gap` stands between two sections.
-    `shared` are rules that the calls use.
+    `shared` are rules that the calls use. `has_plain_text`: strings are written without JSON's quotes and escapes.
     """
 
     write: WriteCall
@@ -55,6 +55,7 @@ class CallWriting:
     between: Parts | None = None
     gap: Parts = ()
     shared: Callable[[PromptFormat], list[str]] = lambda _: []
+    has_plain_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class KeyedCall:
         try:
             arguments = self._arguments(function, f"{rule}_arguments", prompts)
         except Inexpressible as error:
-            if function.definition.strict:
+            if function.definition.strict or function.texts:
                 raise InvalidParameter(f"{function.path}.parameters", f"{error}.") from error
             arguments = self._any(f"{rule}_arguments", prompts)
         whole = (spelled(self.head, prompts, name=name), f"{rule}_arguments", spelled(self.tail, prompts))
@@ -148,7 +149,7 @@ def _bare(head: Parts, key: Parts, close: Parts, behind: Parts, tail: Parts) -> 
     """Arguments without quotes; `close` (with white space around it that is not the value's) ends a value."""
     tag = close[-1]
     call = KeyedCall(head, key, (*close, *behind), tail, partial(bare_value, tag))
-    return CallWriting(call.write, shared=partial(_raw, tag, behind))
+    return CallWriting(call.write, shared=partial(_raw, tag, behind), has_plain_text=True)
 
 
 def _keyed(prefix: str) -> CallWriting:
@@ -164,7 +165,7 @@ def _gemma(quote: str) -> CallWriting:
     def shared(prompts: PromptFormat) -> list[str]:
         return [f"{QUOTE}: {marker(quote, prompts)}", *_raw(quote, (), prompts), *anything_in_gemma()]
 
-    return CallWriting(call.write, shared=shared)
+    return CallWriting(call.write, shared=shared, has_plain_text=True)
 
 
 _HERMES = CallWriting(_named_call, ("\n",), ("\n",), gap=("\n",))

@@ -12,7 +12,7 @@ from api.call_formats.known import call_format
 from api.call_formats.values import argument_types
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
-from api.openai.call_grammar import CallChoice, call_binding, can_bind_calls
+from api.openai.call_grammar import CallChoice, call_binding, can_bind_calls, unbound_texts
 from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible, thinking_rules
 from api.openai.messages import template_messages, template_tools
 from api.openai.parameters import LANE_TIERS, UrgentDraft, ignored_fields, sampling, stopping
@@ -86,18 +86,24 @@ class ChatDraft(UrgentDraft):
         """What binds the answer's form. Raises ApiError."""
         if self.binding is not None:
             check(self.binding, card)
-        calls = self.calls
-        is_loose = calls is not None and not calls.forced and self.binding is None
-        if calls is not None and is_loose and calls.has_strict and not can_bind_calls(card):
-            strict = [f"{function.path}.strict" for function in calls.functions if function.definition.strict]
-            self.ignored.extend(strict)  # agents always send it: said, not refused
-            calls = None
-        if calls is not None and (calls.forced or calls.has_strict or self.binding is not None):
-            thinking = thinking_rules(card, prompts, text, self.body.thinking_token_budget)
-            binding = call_binding(calls, self.binding, card, prompts, text, thinking)
-            check_compatible(binding.param, self.body)
-            return binding
-        return behind_thinking(self.binding, card, prompts, text, self.body.thinking_token_budget)
+        calls = self.calls if self.calls is not None and self._binds_calls(self.calls, card, prompts) else None
+        if calls is None:
+            return behind_thinking(self.binding, card, prompts, text, self.body.thinking_token_budget)
+        thinking = thinking_rules(card, prompts, text, self.body.thinking_token_budget)
+        binding = call_binding(calls, self.binding, card, prompts, text, thinking)
+        check_compatible(binding.param, self.body)
+        return binding
+
+    def _binds_calls(self, calls: CallChoice, card: ModelCard, prompts: PromptFormat) -> bool:
+        """Must calls have a form? What was wished for and cannot be is said, not refused: agents always send it."""
+        unbound = unbound_texts(calls, card, prompts)
+        self.ignored.extend(unbound)
+        if calls.forced or self.binding is not None:
+            return True
+        if calls.has_strict and not can_bind_calls(card):
+            self.ignored.extend(f"{function.path}.strict" for function in calls.functions if function.definition.strict)
+            return False
+        return calls.has_strict or (calls.has_texts and not unbound)
 
     def _encode(
         self, prompts: PromptFormat, messages: list[dict[str, Any]], variables: Mapping[str, Any]

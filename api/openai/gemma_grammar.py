@@ -15,11 +15,13 @@ from api.openai.argument_grammar import (
     as_list,
     check_keywords,
     json_value,
+    lark_rules,
     listed,
     literals_of,
     properties_of,
 )
 from api.openai.guiding import schema_grammar
+from api.openai.lark_grammar import LARK
 from scheduler.grammars import rule_of
 
 QUOTE = "quote"
@@ -77,6 +79,9 @@ class _Values:
 
     def _forms(self, part: Mapping[str, Any], rule: str, rules: list[str]) -> list[str]:
         """What one alternative may look like."""
+        if LARK in part:
+            rules += lark_rules(part, f"{rule}_text")
+            return [f"{QUOTE} {rule}_text {QUOTE}"]
         literals = literals_of(part)
         if literals is not None:
             return [_literal(value) for value in literals]

@@ -81,6 +81,12 @@ def make_card(**changes: Any) -> ModelCard:
     return replace(card, **changes)
 
 
+async def announce(worker: ScriptedWorker, card: ModelCard, client: httpx2.AsyncClient) -> None:
+    """Another card for a node that runs, which has taken notice of it when this returns."""
+    await worker.announce(card)
+    assert (await client.get("/v1/models")).status_code == 200  # a listing is never an old one
+
+
 def prompt_text(request: JobRequest) -> str:
     """What the worker was given, as text."""
     return str(TOKENIZER.decode(list(request.prompts[0]), skip_special_tokens=False))

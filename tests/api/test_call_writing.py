@@ -17,6 +17,7 @@ from api.errors import ApiError
 from api.openai.argument_grammar import OfferedFunction
 from api.openai.call_grammar import CallChoice, call_binding
 from api.openai.call_writing import BOUND_FORMATS
+from api.openai.lark_grammar import LARK
 from api.openai.schemas import FunctionDefinition
 from scheduler.grammars import Grammar, complaint
 from scheduler.prompts import PromptFormat
@@ -220,6 +221,25 @@ def test_a_schema_that_a_format_cannot_be_bound_to_is_refused_where_it_is_strict
     assert refused.value.param == "tools.0.function.parameters"
     grammar = bound(name, "text", offered(schema, strict=False))
     assert SPELLERS["text"].fits(grammar, written(name, "text", {"any": "thing"}))
+
+
+PATCH = """start: "*** Begin Patch" LF hunk+ "*** End Patch" LF?
+hunk: "*** Update File: " filename LF change+ // in an editor's words
+filename: /(.+)/
+change: ("+" | "-" | " ") /(.*)/ LF -> line
+%import common.LF
+"""
+
+
+@pytest.mark.parametrize("kind", SPELLERS)
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm47", "longcat", "minimax_m2", "minicpm5", "gemma4"])
+def test_text_follows_a_grammar_of_the_callers(name: str, kind: str) -> None:
+    schema = {"type": "object", "properties": {"input": {"type": "string", LARK: PATCH}}, "required": ["input"]}
+    grammar = bound(name, kind, offered(schema), forced=False)
+    good = '*** Begin Patch\n*** Update File: a "b".py\n-x = "\\n"\n+ y\n*** End Patch\n'
+    fits = SPELLERS[kind].fits
+    assert fits(grammar, f"Sure.\n{written(name, kind, {'input': good})}")
+    assert not any(fits(grammar, written(name, kind, {"input": text})) for text in ("", "x", good.replace("+", "?")))
 
 
 def test_text_without_quotes_has_one_type() -> None:

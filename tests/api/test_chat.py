@@ -20,6 +20,7 @@ from tests.api.scripted_farm import (
     Script,
     ScriptedWorker,
     all_events,
+    announce,
     chat_body,
     make_card,
     prompt_text,
@@ -312,8 +313,8 @@ async def test_ignored_fields_are_listed(client: httpx2.AsyncClient, worker: Scr
 
 
 async def test_tools_need_a_model_that_was_made_for_them(server: NodeServer, worker: ScriptedWorker) -> None:
-    await worker.announce(make_card(has_tool_calling=False, think_start=None, think_end=None))
     async with httpx2.AsyncClient(base_url=server.url) as http:
+        await announce(worker, make_card(has_tool_calling=False, think_start=None, think_end=None), http)
         for fields in ({"tools": [TOOL]}, {"reasoning_effort": "high"}):
             response = await http.post(URL, json=chat_body(**fields))
             assert response.status_code == 400

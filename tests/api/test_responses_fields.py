@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.api.scripted_farm import CONTEXT_TOKENS, MODEL, Script, ScriptedWorker, all_events, make_card, prompt_text
+from tests.api.scripted_farm import (
+    CONTEXT_TOKENS,
+    MODEL,
+    Script,
+    ScriptedWorker,
+    all_events,
+    announce,
+    make_card,
+    prompt_text,
+)
 
 URL = "/v1/responses"
 WIDE = make_card(context_tokens=8000)
@@ -80,7 +90,7 @@ async def test_what_cannot_be_honoured_is_refused_by_its_path(
 
 
 async def test_what_has_no_effect_is_listed(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
-    await worker.announce(WIDE)
+    await announce(worker, WIDE, client)
     fields = {"text": {"verbosity": "low"}, "reasoning": {"summary": "auto"}, "prompt_cache_key": "k", "unheard_of": 1}
     answer = await client.post(URL, json=body(tools=CODEX_TOOLS, include=["reasoning.encrypted_content"], **fields))
     assert answer.headers["farm-ignored-params"].split(", ") == [
@@ -88,8 +98,8 @@ async def test_what_has_no_effect_is_listed(client: httpx2.AsyncClient, worker: 
         "text.verbosity",
         "reasoning.summary",
         "prompt_cache_key",
-        "tools.1.format",
         "tools.3",
+        "tools.1.format",
     ]
     assert answer.json()["tools"] == CODEX_TOOLS
 
@@ -127,8 +137,27 @@ async def test_a_regex_binds_a_custom_tools_input(client: httpx2.AsyncClient, wo
     assert json.dumps("^([0-9]+)$") in grammar.text
 
 
+async def test_a_lark_grammar_binds_a_custom_tools_input_where_calls_write_plain_text(
+    client: httpx2.AsyncClient, worker: ScriptedWorker
+) -> None:
+    lark = {"type": "grammar", "syntax": "lark", "definition": "start: line+\nline: /[a-z]+/ LF\n%import common.LF"}
+    tools = [{**PATCH, "name": name, "format": lark} for name in ("one", "two")]
+    await announce(worker, replace(WIDE, tool_format="qwen3_coder"), client)
+    answer = await client.post(URL, json=body(tools=tools))
+    assert (answer.status_code, "farm-ignored-params" in answer.headers) == (200, False), answer.text
+    grammar = worker.requests[0].grammar
+    assert grammar is not None
+    assert grammar.text.count("%import common.LF") == 1
+    wrong = {**PATCH, "format": {**lark, "definition": "start: nobody"}}
+    refused = await client.post(URL, json=body(tools=[wrong]))
+    assert refused.json()["error"]["param"] == "tools.0.format.definition"
+    beyond = {**PATCH, "format": {**lark, "definition": 'start: "a" b\nb: %json {"type": "string"}'}}
+    refused = await client.post(URL, json=body(tools=[beyond]))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools.0.format")
+
+
 async def test_tools_of_a_namespace_keep_it(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
-    await worker.announce(WIDE)
+    await announce(worker, WIDE, client)
     worker.script = Script(choices=[[called("mcp__look", {})]])
     first = (await client.post(URL, json=body(tools=CODEX_TOOLS))).json()
     call = first["output"][0]
@@ -149,7 +178,9 @@ async def test_only_allowed_tools_are_offered(client: httpx2.AsyncClient, worker
 
 
 async def test_thoughts_are_sealed_and_come_back(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
-    await worker.announce(make_card(chat_template="{% for m in messages %}{{ m.reasoning_content }}|{% endfor %}"))
+    await announce(
+        worker, make_card(chat_template="{% for m in messages %}{{ m.reasoning_content }}|{% endfor %}"), client
+    )
     worker.script = Script(choices=[["<think>\nI wonder.\n</think>\n\nYes."]])
     first = (await client.post(URL, json=body(store=False, include=["reasoning.encrypted_content"]))).json()
     thought = {key: first["output"][0][key] for key in ("type", "id", "summary", "encrypted_content")}
@@ -190,7 +221,7 @@ async def test_an_agent_that_keeps_its_own_history_comes_to_its_end(
     client: httpx2.AsyncClient, worker: ScriptedWorker
 ) -> None:
     """The way Codex works: nothing is stored, every turn sends all items again."""
-    await worker.announce(WIDE)
+    await announce(worker, WIDE, client)
     history: list[dict[str, Any]] = [{"type": "message", "role": "user", "content": "List the files."}]
     turns = [called("exec_command", {"cmd": "ls"}), called("apply_patch", {"input": "*** Begin"}), "Done."]
     for text in turns:

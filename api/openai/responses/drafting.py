@@ -47,8 +47,14 @@ class ResponseDraft(UrgentDraft):
     box: ToolBox
     chat: ChatDraft
     paths: Sequence[str]
-    ignored: list[str]
+    own_ignored: list[str]
     kind: str = RESPONSE_KIND
+
+    @property
+    def ignored(self) -> list[str]:
+        """What had no effect; more is known once there is a request."""
+        paths = [_our_path(path, self.paths, self.box) for path in self.chat.ignored]
+        return list(dict.fromkeys([*self.own_ignored, *paths]))[:20]
 
     @property
     def open_ended(self) -> bool:
@@ -152,7 +158,7 @@ def response_draft(body: ResponseRequest, earlier: Sequence[Item] = ()) -> Respo
         chat = chat_draft(validated(ChatRequest, fields, ""))
     except ApiError as error:
         raise _in_our_words(error, made.paths, offered) from error
-    return ResponseDraft(body, earlier, offered, chat, made.paths, [*ignored, *box.ignored][:20])
+    return ResponseDraft(body, earlier, offered, chat, made.paths, [*ignored, *box.ignored])
 
 
 def _own_items(body: ResponseRequest) -> list[Item]:
@@ -230,6 +236,8 @@ def _our_path(path: str, paths: Sequence[str], box: ToolBox) -> str:
     if head == "messages" and number.isdigit() and int(number) < len(paths):
         return ".".join(filter(None, [paths[int(number)], behind]))
     if head == "tools" and number.isdigit() and int(number) < len(box.offered):
+        if box.offered[int(number)].type == "custom" and behind.startswith("function."):
+            return f"{box.offered[int(number)].path}.format"
         return ".".join(filter(None, [box.offered[int(number)].path, behind.removeprefix("function").lstrip(".")]))
     for chats, ours in _RENAMED.items():
         if path == chats or path.startswith(f"{chats}."):

@@ -1,7 +1,7 @@
 """Tools and tool choices of the Responses API in chat's words: custom tools and namespaces become functions; pure.
 
-A custom tool is a function with one text, `input`. A regex binds it as a JSON Schema pattern does. A Lark grammar is
-told to the model; it cannot bind a text inside JSON, which is said to the caller (`ignored`).
+A custom tool is a function with one text, `input`. A regex binds it as a JSON Schema pattern does, a Lark grammar as
+our `x-lark` does: the model sees it, and obeys it where its calls write text without JSON's quotes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.errors import InvalidParameter, Unsupported
+from api.openai.lark_grammar import LARK
 from api.openai.responses.schemas import ToolDefinition
+from scheduler.grammars import Grammar, GrammarKind, complaint, rule_of
 
 SENT_BY_DEFAULT = frozenset({"web_search", "web_search_preview", "tool_search", "image_generation", "local_shell"})
 """Hosted tools that agents offer unasked: left out and listed, so that they can work at all."""
@@ -67,8 +69,6 @@ def tool_box(tools: Sequence[ToolDefinition], path: str = "tools", namespace: st
         match tool.type:
             case "function" | "custom":
                 box.offered.append(_offered(tool, at, namespace))
-                if tool.format is not None and tool.format.syntax == "lark":
-                    box.ignored.append(f"{at}.format")
             case "namespace" if namespace is None:
                 if not tool.name:
                     raise InvalidParameter(f"{at}.name", "A namespace needs a name.")
@@ -103,12 +103,15 @@ def _custom(tool: ToolDefinition, path: str) -> dict[str, Any]:
     if asked is not None and asked.type == "grammar":
         if not asked.definition or asked.syntax is None:
             raise InvalidParameter(f"{path}.format", "A grammar needs a syntax (lark, regex) and a definition.")
-        if asked.syntax == "regex":
-            text["pattern"] = f"^({asked.definition})$"
+        grammar = Grammar(GrammarKind(asked.syntax), asked.definition)
+        trouble = complaint(grammar)
+        if trouble is not None:
+            raise InvalidParameter(f"{path}.format.definition", f"{trouble}.")
+        if grammar.kind is GrammarKind.REGEX:
             made["strict"] = True
+            text |= {"pattern": f"^({grammar.text})$", LARK: f"start: {rule_of(grammar)}"}
         else:
-            about = f"The input follows this Lark grammar:\n{asked.definition}"
-            made["description"] = "\n\n".join(filter(None, [tool.description, about]))
+            text |= {"description": "The whole input, as plain text of a Lark grammar.", LARK: grammar.text}
     schema = {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
     return {**made, "parameters": schema}
 
