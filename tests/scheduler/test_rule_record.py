@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
@@ -118,18 +117,17 @@ async def test_a_version_that_never_was_is_unknown(record: RuleRecord) -> None:
         await record.rules(3)
 
 
-async def test_rules_of_the_first_schema_are_taken_over_and_given_back(new_database: Callable[[], str]) -> None:
-    url = new_database()
-    config = migrate._config(url)
+async def test_rules_of_the_first_schema_are_taken_over_and_given_back(database_url: str) -> None:
+    config = migrate._config(database_url)
     await asyncio.to_thread(command.downgrade, config, "0004")
-    engine = open_database(url)
+    engine = open_database(database_url)
     columns = "(version, position, name, match, pattern, model, lane, applied_ms)"
     rows = "(1, -1, '', 'exact', '', '', NULL, 5), (1, 0, 'gpt', 'prefix', 'gpt-', 'demo', 'low', 5), "
     rows += "(2, -1, '', 'exact', '', '', NULL, 6)"
     async with engine.begin() as connection:
         await connection.execute(sa.text(f"INSERT INTO routing_rules {columns} VALUES {rows}"))
         before = (await connection.execute(sa.text("SELECT * FROM routing_rules ORDER BY version, position"))).all()
-    await asyncio.to_thread(upgrade, url)
+    await asyncio.to_thread(upgrade, database_url)
     record = RuleRecord(engine)
     assert (await record.rules(1)).rules == (rule("gpt", "prefix", "gpt-", "demo", lane="low"),)
     assert [(head.version, head.applied_ms, head.rules) for head in await record.versions()] == [(2, 6, 0), (1, 5, 1)]
