@@ -10,7 +10,7 @@ import structlog
 
 from api.node import Node
 from scheduler.errors import FarmError, UnknownJob
-from scheduler.frames import START, Frame, FrameId
+from scheduler.frames import START, End, Frame, FrameId
 from scheduler.heard import Heard
 from scheduler.queue import NewJob
 from scheduler.tokens import Backlog
@@ -40,9 +40,11 @@ async def frames_of(
         try:
             async with aclosing(node.listener.follow(job_id, heard, tick_s, expected=expected)) as frames:
                 async for frame in frames:
-                    yield frame
                     if frame is not None:
                         attempts = 0
+                        if resubmission is not None and isinstance(frame.body, End):
+                            node.told.hear(resubmission, frame.body)
+                    yield frame
             return
         except UnknownJob:
             expected = None

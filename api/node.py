@@ -31,6 +31,7 @@ from scheduler.rule_record import RuleRecord
 from scheduler.settings import ApiSettings
 from scheduler.store import Store
 from scheduler.tokens import TokenListener, TokenLog
+from scheduler.told import Told
 from scheduler.turns import Turns
 from scheduler.workers import WorkerBoard
 
@@ -49,6 +50,7 @@ class Node:
     catalog: ModelCatalog
     formats: PromptFormats
     store: Store
+    told: Told
     turns: Turns
     files: FileStore
     batches: Batches
@@ -89,6 +91,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         catalog=catalog,
         formats=PromptFormats(catalog),
         store=store,
+        told=Told(queue, store),
         turns=Turns(engine),
         files=FileStore(engine, settings.files_path),
         batches=Batches(engine),
@@ -100,13 +103,14 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
     await node.listener.start()
     refreshing = asyncio.create_task(node.rules.run(), name="rules")
     cards = asyncio.create_task(catalog.keep_fresh(), name="model-cards")
+    telling = asyncio.create_task(node.told.run(), name="told-ends")
     try:
         yield node
     finally:
         node.rules.stop()
         await asyncio.wait([refreshing], timeout=2.0)
         refreshing.cancel()
-        await cancel_all([cards])
+        await cancel_all([cards, telling])
         await node.finish_errands()
         await node.listener.close()
         await engine.dispose()

@@ -17,6 +17,9 @@ from redis.asyncio.connection import parse_url
 
 SENTINEL_PORT = 26379
 REDIS_PORT = 6379
+CHECKED = {"ssl_check_hostname": True}
+"""Over TLS a server must be the one that the URL names, unless the URL says otherwise; redis-py would not ask."""
+
 EXAMPLE = "redis+sentinel://host1:26379,host2:26379,host3:26379/farm"
 
 
@@ -30,7 +33,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A Redis URL taken apart; `options` are redis-py's for a connection that serves data, without host and port.
+    """A Redis URL taken apart; `options` are redis-py's for a connection that serves data, without host and port (of a
+    single server only what its URL need not say).
 
     `nodes` are the sentinels, or some nodes of the cluster; empty for a single server. `service` is the sentinels' name
     for their primary, `sentinel_options` what they ask for themselves.
@@ -50,7 +54,7 @@ def read_address(url: str) -> Address:
     base, plus, kind = parts.scheme.partition("+")
     if not plus:
         parse_url(url)
-        return Address(Kind.SERVER, url)
+        return Address(Kind.SERVER, url, options=dict(CHECKED) if base == "rediss" else {})
     if base not in ("redis", "rediss") or kind not in _READERS:
         raise ValueError(f"{parts.scheme}:// is no Redis URL; there are redis, rediss, unix, and +sentinel or +cluster")
     return _READERS[kind](url, parts, base)
@@ -96,7 +100,7 @@ def _options(parts: SplitResult, base: str, database: str) -> dict[str, Any]:
     options: dict[str, Any] = dict(parse_url(f"{base}://{user}{at}host/{database}?{parts.query}"))
     for name in ("host", "connection_class"):
         options.pop(name, None)
-    return options | ({"ssl": True} if base == "rediss" else {})
+    return {"ssl": True, **CHECKED} | options if base == "rediss" else options
 
 
 _READERS = {Kind.SENTINEL.value: _sentinels, Kind.CLUSTER.value: _cluster}

@@ -78,7 +78,7 @@ def _node(address: Address, host: str, port: int, options: dict[str, Any]) -> Re
 
 def _pool(address: Address, options: dict[str, Any]) -> ConnectionPool:
     if address.kind is Kind.SERVER:
-        return _Pool.from_url(address.url, **options)
+        return _Pool.from_url(address.url, **options | address.options)
     limits = {"socket_connect_timeout": CONNECT_S, "socket_timeout": ANSWER_S}
     sentinels = _Sentinels(address.nodes, sentinel_kwargs=limits | address.sentinel_options)  # type: ignore[no-untyped-call]
     return _SentinelPool(address.service, sentinels, **options | address.options)
@@ -89,10 +89,17 @@ def _noticing(kind: type[AbstractConnection]) -> type[AbstractConnection]:
     """Connections of this kind that say what redis-py expects when the server has closed them meanwhile."""
 
     class Noticing(kind):  # type: ignore[misc, valid-type]
-        async def _send_packed_command(self, command: Any) -> None:
+        async def connect(self) -> None:
             try:
-                await super()._send_packed_command(command)
+                await super().connect()
             except RuntimeError as error:  # uvloop's for a transport that is closed
+                await self.disconnect(nowait=True)
+                raise ConnectionError(str(error)) from error
+
+        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            try:
+                await super().send_packed_command(command, check_health)
+            except RuntimeError as error:
                 raise ConnectionError(str(error)) from error
 
     return Noticing

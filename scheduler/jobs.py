@@ -68,6 +68,9 @@ TRANSITIONS: dict[EventType, tuple[frozenset[JobState | None], JobState]] = {
     EventType.DIED: (frozenset({JobState.RUNNING}), JobState.DEAD),
 }
 
+ENDS = {state: event for event, (_, state) in TRANSITIONS.items() if state in TERMINAL and event is not EventType.LOST}
+"""The event that brings a job to each end, when the queue has it."""
+
 
 class IllegalMove(ValueError):
     """An event that the table does not allow in the job's state."""

@@ -12,16 +12,22 @@ import asyncio
 import structlog
 
 from scheduler.errors import QueueUnavailable, RecordUnavailable
+from scheduler.events import EventType
+from scheduler.forgotten import forgotten, tell_end
 from scheduler.job_ids import shard_of
 from scheduler.jobs import Job
-from scheduler.outages import redis_errors
-from scheduler.queue import JobQueue, shard_key
+from scheduler.queue import JobQueue
 from scheduler.store import Store
 
 log = structlog.get_logger()
 
 PERIOD_S = 60.0
 PAGE_JOBS = 500
+
+LOST = {
+    "error_code": "job_lost",
+    "error": "The queue lost this job with its memory, and no API node held it any more.",
+}
 
 
 class Lost:
@@ -51,15 +57,12 @@ class Lost:
             last = jobs[-1].id
             missing |= {job.id: job for job in await self._unknown(jobs)}
         given_up = [job for job in missing.values() if job.id in self._missing]
-        ended = [job.id for job in given_up if await self._queue.lose(job.id, job.state)]
+        ended = [job.id for job in given_up if await tell_end(self._queue, job.id, job.state, EventType.LOST, LOST)]
         self._missing = missing.keys() - {job.id for job in given_up}
         return ended
 
     async def _unknown(self, jobs: list[Job]) -> list[Job]:
         """Those of a farm's own shards that the queue does not know."""
         ours = [job for job in jobs if shard_of(job.id) < self._queue.shards]
-        async with redis_errors(), self._queue.redis.pipeline(transaction=False) as pipe:
-            for job in ours:
-                pipe.exists(shard_key(shard_of(job.id), f"j:{job.id}"))
-            known = await pipe.execute()
-        return [job for job, is_known in zip(ours, known, strict=True) if not is_known]
+        unknown = await forgotten(self._queue, [job.id for job in ours])
+        return [job for job in ours if job.id in unknown]

@@ -162,7 +162,7 @@ class JobQueue:
             job.request.prompt_tokens,
             job.budget,
             job.delay_ms,
-            orjson.dumps(_submitted_data(job)),
+            orjson.dumps(submitted_facts(job)),
         ]
 
     async def claim(
@@ -245,11 +245,6 @@ class JobQueue:
         async with redis_errors():
             touched = await self.run("reap", shard, self.policy.max_crashes, limit, worker)
         return [item.decode() for item in touched]
-
-    async def lose(self, job_id: str, recorded: JobState) -> bool:
-        """End a job that the record has in a state and the queue has lost; False when the queue has it after all."""
-        async with redis_errors():
-            return bool(await self.run("lose", self.shard_of(job_id), job_id, recorded.value, orjson.dumps(_LOST)))
 
     async def listen(self, job_id: str, node: str, *, add: bool = True) -> JobState | None:
         """Ask for (or stop) a job's frames on this node's channel; None for an unknown job."""
@@ -345,11 +340,6 @@ class JobQueue:
         return self._scripts[name]
 
 
-_LOST = {
-    "error_code": "job_lost",
-    "error": "The queue lost this job with its memory, and no API node held it any more.",
-}
-
 _BOUNDS = {
     "max_waiting_jobs": "jobs waiting",
     "max_waiting_tokens": "tokens waiting",
@@ -360,7 +350,8 @@ _BOUNDS = {
 }
 
 
-def _submitted_data(job: NewJob) -> dict[str, Any]:
+def submitted_facts(job: NewJob) -> dict[str, Any]:
+    """What the first event of a job tells."""
     return {
         "tenant": job.tenant,
         "lane": job.lane.value,

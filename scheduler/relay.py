@@ -12,9 +12,9 @@ import structlog
 from redis.asyncio import Redis
 
 from scheduler.errors import QueueFull, QueueUnavailable, RecordUnavailable, UnknownJob
-from scheduler.job_ids import shard_of
+from scheduler.forgotten import forgotten
 from scheduler.outages import redis_errors
-from scheduler.queue import JobQueue, NewJob, shard_key
+from scheduler.queue import JobQueue, NewJob
 from scheduler.store import Store
 
 log = structlog.get_logger()
@@ -74,12 +74,9 @@ class Relay:
         count, last = 0, ""
         while jobs := await self._store.unfinished(last):
             last = jobs[-1].id
-            async with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
-                for job in jobs:
-                    pipe.exists(shard_key(shard_of(job.id), f"j:{job.id}"))
-                known = await pipe.execute()
-            for job, is_known in zip(jobs, known, strict=True):
-                if not is_known:
+            unknown = await forgotten(self._queue, [job.id for job in jobs])
+            for job in jobs:
+                if job.id in unknown:
                     await self._submit(job)
                     count += 1
         return count

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class RedisServer:
     """A server process on a Unix socket, with its data in a folder that outlives kill and start."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = REDIS_SERVER, options: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._program = program
+        self._options = options or {}
         self.socket = folder / "redis.sock"
         self.url = f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -72,14 +74,14 @@ class RedisServer:
     def start(self) -> None:
         """Start and wait until it answers."""
         options = {"port": "0", "unixsocket": str(self.socket), "dir": str(self.folder), "appendonly": "yes"}
-        options |= {"save": "", "maxmemory-policy": "noeviction", "loglevel": "warning"}
-        arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
+        options |= {"save": "", "maxmemory-policy": "noeviction", "loglevel": "warning", **self._options}
+        arguments = [self._program, *(part for key, value in options.items() for part in (f"--{key}", value))]
         self.socket.unlink(missing_ok=True)
-        self.process = subprocess.Popen([REDIS_SERVER, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         deadline_s = time.monotonic() + 20
         while not self._answers():
             if time.monotonic() > deadline_s or self.process.poll() is not None:
-                raise RuntimeError(f"{REDIS_SERVER} did not start")
+                raise RuntimeError(f"{self._program} did not start")
 
     def kill(self) -> None:
         """kill -9."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,10 +121,11 @@ def start_farm(
     """Start farms that are stopped at the end of the run; keywords become FARM_… settings; no spare processes.
 
     `redis` is anything with a `url`, which stays the caller's; without it the farm gets a server of its own.
+    `lines` are the URLs of roles that reach it on another way.
     """
     farms: list[Farm] = []
 
-    def start(*, apis: int = 1, redis: Any = None, **settings: str) -> Farm:
+    def start(*, apis: int = 1, redis: Any = None, lines: Mapping[str, str] | None = None, **settings: str) -> Farm:
         redis, database_url = redis or start_redis(), new_database()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FARM_")}
         environment |= {
@@ -138,9 +139,10 @@ def start_farm(
             "PYTHONPATH": str(Path(__file__).parents[2]),
             **{f"FARM_{key.upper()}": value for key, value in settings.items()},
         }
-        worker = start_role("workers", environment)
-        scheduler = start_role("scheduler", environment)
-        nodes = [start_role("api", environment) for _ in range(apis)]
+        ways = {role: environment | {"FARM_REDIS_URL": url} for role, url in (lines or {}).items()}
+        worker = start_role("workers", ways.get("workers", environment))
+        scheduler = start_role("scheduler", ways.get("scheduler", environment))
+        nodes = [start_role("api", ways.get("api", environment)) for _ in range(apis)]
         farms.append(Farm(redis, database_url, environment, scheduler, nodes, worker, [worker, scheduler, *nodes]))
         return farms[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +86,20 @@ def test_a_locked_database_delays_the_record_and_nothing_else(shaky: Any, eventu
         job_id = answer.headers["farm-job-id"]
         query = f"SELECT state FROM jobs WHERE id = '{job_id}'"
         eventually(lambda query=query: shaky.query(query) == [{"state": "finished"}], timeout_s=60)
+
+
+def test_an_answer_that_redis_has_lost_since_is_in_the_record(shaky: Any, eventually: Callable[..., Any]) -> None:
+    """The job's whole life is in the second that a power loss takes, and nobody has recorded anything of it."""
+    scheduler = shaky.scheduler.process
+    scheduler.send_signal(signal.SIGSTOP)
+    disk = shaky.redis.disk()
+    answer = ask(shaky)
+    assert answer.status_code == 200
+    shaky.redis.lose_power(disk)
+    scheduler.send_signal(signal.SIGCONT)
+    query = f"SELECT state, output_tokens FROM jobs WHERE id = '{answer.headers['farm-job-id']}'"
+    tokens = answer.json()["usage"]["completion_tokens"]
+    eventually(lambda: shaky.query(query) == [{"state": "finished", "output_tokens": tokens}], timeout_s=120)
 
 
 def test_an_async_job_survives_the_death_of_everything_but_sql(shaky: Any, eventually: Callable[..., Any]) -> None:

@@ -17,6 +17,9 @@ from tests.conftest import REDIS_SERVER
 
 SLOTS = 16384
 
+MOMENT_S = 5.0
+"""The most that one question and the pause behind it count."""
+
 
 def free_port() -> int:
     """A TCP port that nobody has now, with room for a cluster's bus above it."""
@@ -29,16 +32,22 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """Ask until the answer is true, and return it; no answer is none."""
-    deadline_s = time.monotonic() + timeout_s
+    """Ask until the answer is true, and return it; no answer is none.
+
+    A machine that stands still for minutes, as virtual ones do, uses up no more than a moment of the time.
+    """
+    waited_s, asked_s = 0.0, time.monotonic()
     while True:
         try:
             if answer := condition():
                 return answer
         except (RedisError, OSError):
             pass
-        assert time.monotonic() < deadline_s, "it did not happen in time"
         time.sleep(0.05)
+        now_s = time.monotonic()
+        waited_s += min(now_s - asked_s, MOMENT_S)
+        asked_s = now_s
+        assert waited_s < timeout_s, "it did not happen in time"
 
 
 class Node:
@@ -62,8 +71,9 @@ class Node:
         until(lambda: self.ask("PING"))
         return self.process
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
         """Start again, with the data there is."""
+        self._command += arguments
         self._start()
 
     def kill(self) -> None:
@@ -101,6 +111,16 @@ class SentinelFarm:
         """Has the replica become the primary?"""
         return b"role:master" in self._info(self.replica)
 
+    def come_back(self) -> None:
+        """The primary that was killed starts again, as a replica of the one that took its place."""
+        self.primary.start("--replicaof", f"127.0.0.1 {self.replica.port}")
+        until(lambda: b"master_link_status:up" in self._info(self.primary))
+
+    def switch_back(self) -> None:
+        """The sentinels make it the primary again; who is connected to the other one may only read there."""
+        until(lambda: self.sentinels[0].ask("SENTINEL", "FAILOVER", "farm") == b"OK")
+        until(lambda: b"role:slave" in self._info(self.replica))
+
     def kill(self) -> None:
         """End all processes."""
         for node in (*self.sentinels, self.primary, self.replica):
@@ -135,6 +155,12 @@ class Cluster:
             node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
         until(lambda: all(self._is_whole(node) for node in self.nodes))
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def empty(self) -> None:
+        """Forget all keys and scripts."""
+        for node in self.nodes:
+            node.ask("FLUSHALL")
+            node.ask("SCRIPT", "FLUSH")
 
     def kill(self) -> None:
         """End all processes."""

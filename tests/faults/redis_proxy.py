@@ -47,8 +47,10 @@ class RedisProxy:
     def silence(self) -> Iterator[None]:
         """A partition: connections stay open and carry nothing, until it is healed."""
         self._loop.call_soon_threadsafe(self._open.clear)
-        yield
-        self._loop.call_soon_threadsafe(self._open.set)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._open.set)
 
     def close(self) -> None:
         """Cut all connections and end."""

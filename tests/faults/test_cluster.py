@@ -43,9 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 async def redis(cluster: Cluster) -> AsyncIterator[Redis]:
     """A client of an empty cluster."""
-    for node in cluster.nodes:
-        node.ask("FLUSHALL")
-        node.ask("SCRIPT", "FLUSH")
+    cluster.empty()
     client = command_client(cluster.url)
     yield client
     await client.aclose()
@@ -143,6 +141,7 @@ def test_a_farm_serves_from_a_cluster_and_outlives_a_node(
     start_farm: Callable[..., Any], start_redis: Callable[[], RedisServer], cluster: Cluster
 ) -> None:
     """All roles on the cluster; streams of every shard go on after a node was killed and started again."""
+    cluster.empty()
     farm = start_farm(apis=2, redis=cluster, shards=str(SHARDS), chores_redis_url=start_redis().url, lease_s="4")
     undisturbed = Answer(farm.url, BODY).read()
     with ThreadPoolExecutor(5) as pool:
@@ -161,4 +160,6 @@ def test_a_farm_serves_from_a_cluster_and_outlives_a_node(
     job = f"{farm.url}{accepted.headers['location']}"
     until(lambda: httpx2.get(job, timeout=30).json()["state"] == "finished")
     assert httpx2.get(job).json()["result"]["choices"][0]["message"]["content"] == undisturbed
+    states = "SELECT state, COUNT(*) AS n FROM jobs GROUP BY state"
+    until(lambda: farm.query(states) == [{"state": "finished", "n": 7}], timeout_s=120)
     farm.stop()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,11 @@ from scheduler.jobs import JobState
 from scheduler.reaper import Reaper
 from scheduler.scripts import QueuePolicy
 from tests.faults.redis_nodes import SentinelFarm, until
+from tests.faults.streams import Answer, ask
 from tests.scheduler.builders import Farm
+
+BODY = ask("Tell me a story.", temperature=1.1, seed=8, max_tokens=200)
+STREAMS = 4
 
 
 @pytest.fixture
@@ -51,3 +57,23 @@ async def test_after_a_failover_nobody_is_reaped_for_a_lease(sentinels: Sentinel
     with pytest.raises(QueueUnavailable):
         await farm.queue.live_workers()
     await client.aclose()
+
+
+def test_streams_of_a_whole_farm_go_on_at_another_primary(
+    start_farm: Callable[..., Any], sentinels: SentinelFarm
+) -> None:
+    """F19, a primary is killed; F20, one that lives on may only be read: every client reads the undisturbed text."""
+    farm = start_farm(redis=sentinels, max_crashes="12")
+    undisturbed = Answer(farm.url, BODY).read()
+    with ThreadPoolExecutor(STREAMS) as pool:
+        for fault in (sentinels.primary.kill, sentinels.switch_back):
+            answers = list(pool.map(lambda _: Answer(farm.url, BODY), range(STREAMS)))
+            for answer in answers:
+                answer.read(events=2)
+            fault()
+            assert list(pool.map(lambda answer: answer.read(), answers)) == [undisturbed] * STREAMS
+            if fault == sentinels.primary.kill:
+                sentinels.come_back()
+    states = "SELECT state, COUNT(*) AS n FROM jobs GROUP BY state"
+    until(lambda: farm.query(states) == [{"state": "finished", "n": 2 * STREAMS + 1}], timeout_s=180)
+    farm.stop()

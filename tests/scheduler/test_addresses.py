@@ -33,8 +33,9 @@ def test_a_cluster_is_some_of_its_nodes() -> None:
 
 def test_tls_holds_for_the_sentinels_too() -> None:
     address = read_address("rediss+sentinel://a/farm?ssl_ca_certs=ca.pem")
-    assert address.options == {"ssl": True, "ssl_ca_certs": "ca.pem"}
-    assert address.sentinel_options == {"ssl": True, "ssl_ca_certs": "ca.pem"}
+    asked = {"ssl": True, "ssl_check_hostname": True, "ssl_ca_certs": "ca.pem"}
+    assert (address.options, address.sentinel_options) == (asked, asked)
+    assert not read_address("rediss+cluster://a?ssl_check_hostname=false").options["ssl_check_hostname"]
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 import uvloop
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
-from scheduler.connections import MOST_CONNECTIONS, command_client
+from scheduler.connections import MOST_CONNECTIONS, blocking_client, command_client
 from tests.conftest import RedisServer
 
 
-def test_one_that_the_server_has_closed_meanwhile_is_lost_and_no_bug(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("make_client", [command_client, blocking_client])
+def test_one_that_the_server_has_closed_meanwhile_is_lost_and_no_bug(
+    redis_server: RedisServer, make_client: Callable[[str], Redis]
+) -> None:
     async def write_to_a_closed_one() -> None:
-        client = command_client(redis_server.url)
+        client = make_client(redis_server.url)
         connection = await client.connection_pool.get_connection()
         connection._writer.transport.abort()
         await asyncio.sleep(0)

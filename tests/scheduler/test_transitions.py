@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from scheduler.events import Event, EventType
+from scheduler.forgotten import tell_end
 from scheduler.jobs import TERMINAL, TRANSITIONS, IllegalMove, JobState, apply, replay
+from scheduler.lost import LOST
 from scheduler.queue import Claimed, shard_key
 from tests.scheduler.builders import ENDED, POOL, Farm, make_job
 
@@ -95,7 +97,7 @@ async def lose(farm: Farm, held: Claimed | None) -> None:
     """As if the record had the job in every state, one after the other."""
     if held:
         for state in JobState:
-            await farm.queue.lose(held.id, state)
+            await tell_end(farm.queue, held.id, state, EventType.LOST, LOST)
 
 
 def end(event: EventType) -> Callable[[Farm, Claimed | None], Awaitable[Any]]:
