@@ -38,6 +38,9 @@ BATCH_EVENTS = 500
 GATHER_S = 0.05
 """How long events are gathered before they are written."""
 
+SHORTEST_S, LONGEST_S = 0.1, 2.0
+"""Between two tries while Redis or SQL is away."""
+
 HOUR_MS = 3_600_000
 RETENTION = "retention"
 
@@ -107,18 +110,17 @@ class Projector:
 
     async def run(self) -> None:
         """Project for ever; a Redis or SQL outage only delays it."""
-        delay_s = 0.1
+        delay_s = SHORTEST_S
         while True:
             try:
-                if not await self.step(block_ms=1000):
-                    continue
-                delay_s = 0.1
+                await self.step(block_ms=1000)
+                delay_s = SHORTEST_S
             except CheckpointMoved:
                 continue
             except (QueueUnavailable, RecordUnavailable) as error:
                 log.warning("projection waits", shard=self._shard, error=str(error))
                 await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, 10.0)
+                delay_s = min(delay_s * 2, LONGEST_S)
 
     async def step(self, block_ms: int | None = None) -> int:
         """Project the next batch; return how many entries were read (0: the log is at its end).

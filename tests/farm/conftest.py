@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Any
 
 import httpx2
 import pytest
+
+from tests.patience import tries
 
 READY_S = 60
 
@@ -169,11 +170,9 @@ def eventually() -> Callable[..., Any]:
     """Call until the answer is true, at most `timeout_s`; returns it."""
 
     def wait(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-        deadline_s = time.monotonic() + timeout_s
-        pause = threading.Event()
-        while not (answer := condition()):
-            assert time.monotonic() < deadline_s, "it did not happen in time"
-            pause.wait(0.05)
-        return answer
+        for _ in tries(timeout_s):
+            if answer := condition():
+                return answer
+        return None
 
     return wait

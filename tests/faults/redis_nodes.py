@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tests.conftest import REDIS_SERVER
+from tests.patience import tries
 
 SLOTS = 16384
-
-MOMENT_S = 5.0
-"""The most that one question and the pause behind it count."""
 
 
 def free_port() -> int:
@@ -32,22 +29,12 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """Ask until the answer is true, and return it; no answer is none.
-
-    A machine that stands still for minutes, as virtual ones do, uses up no more than a moment of the time.
-    """
-    waited_s, asked_s = 0.0, time.monotonic()
-    while True:
-        try:
+    """Ask until the answer is true, and return it; no answer is none."""
+    for _ in tries(timeout_s):
+        with suppress(RedisError, OSError):
             if answer := condition():
                 return answer
-        except (RedisError, OSError):
-            pass
-        time.sleep(0.05)
-        now_s = time.monotonic()
-        waited_s += min(now_s - asked_s, MOMENT_S)
-        asked_s = now_s
-        assert waited_s < timeout_s, "it did not happen in time"
+    return None
 
 
 class Node:
