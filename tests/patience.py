@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-PAUSE_S = 0.05
 MOMENT_S = 5.0
 """The most that one try and the pause behind it count: a machine that stood still has not waited."""
 
@@ -15,7 +14,7 @@ def tries(timeout_s: float) -> Iterator[None]:
     waited_s, asked_s = 0.0, time.monotonic()
     while waited_s < timeout_s:
         yield
-        time.sleep(PAUSE_S)
+        time.sleep(0.05)
         now_s = time.monotonic()
         waited_s += min(now_s - asked_s, MOMENT_S)
         asked_s = now_s
