@@ -10,6 +10,7 @@ from api.rendering import RenderingNote
 from api.submission import ASYNC_KEYS, Accepted, accept
 from scheduler.dead_letters import DeadLetters
 from scheduler.job_ids import new_job_id
+from scheduler.job_images import with_images
 from scheduler.jobs import JobState, Lane
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
@@ -24,7 +25,10 @@ async def run_again(node: Node, call: Call, job: KnownJob) -> Accepted:
         raise ApiError(409, f"Job {job.id} is {job.state}; only ended jobs can be retried.", code="job_not_ended")
     if job.request is None or not job.request.prompts:
         raise ApiError(409, f"The body of job {job.id} is no longer kept; send it again.", code="body_not_kept")
-    accepted = await accept(node, _again(node, job, job.request, call), call.caller.limits)
+    request = await with_images(node.queue, job.id, job.request)
+    if request.lacks_images:
+        raise ApiError(409, f"The images of job {job.id} are no longer kept; send it again.", code="body_not_kept")
+    accepted = await accept(node, _again(node, job, request, call), call.caller.limits)
     if job.state is JobState.DEAD:
         await DeadLetters(node.queue).discard(job.id)
     return accepted

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from api.images import Shown
 from api.outline import Outline, outline_of
 from scheduler.jobs import Lane
 from scheduler.models import ModelCard
@@ -46,6 +47,10 @@ class Draft(Protocol):
     def body_hash(self) -> str:
         """The same for the same body, whatever the order of its keys."""
 
+    @property
+    def shown(self) -> Shown:
+        """Its images, which have to be read before `request`."""
+
     def outline(self, session: str) -> Outline:
         """What routing rules look at; `session` is what a header said."""
 
@@ -78,6 +83,11 @@ class BodyDraft:
     def streamed(self) -> bool:
         """`stream`, where there is such a field."""
         return bool(getattr(self.body, "stream", False))
+
+    @property
+    def shown(self) -> Shown:
+        """None, unless a protocol has images."""
+        return Shown()
 
     def outline(self, session: str) -> Outline:
         """Of the whole body."""

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from api.drain import Drain
 from api.formats import PromptFormats
+from api.images import ImageSource
 from api.metrics import Metrics
 from api.rules import RuleBook
 from scheduler.admission import Admission
@@ -58,6 +59,7 @@ class Node:
     board: WorkerBoard
     drain: Drain
     metrics: Metrics
+    images: ImageSource
     _errands: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, errand: Coroutine[Any, Any, None]) -> None:
@@ -99,6 +101,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         board=WorkerBoard(redis),
         drain=drain,
         metrics=metrics,
+        images=ImageSource(remote=settings.remote_images, trusted=settings.trusted_image_hosts),
     )
     await node.listener.start()
     refreshing = asyncio.create_task(node.rules.run(), name="rules")

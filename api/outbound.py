@@ -71,7 +71,7 @@ def check_url(url: str, trusted: frozenset[str]) -> None:
     if f"{host}:{port}" in trusted:
         return
     if (scheme, port) != ("https", 443):
-        raise ForbiddenAddress("Only https:// on port 443 (or a host that FARM_WEBHOOK_HOSTS names).")
+        raise ForbiddenAddress("Only https:// on port 443 (or a host that the operator trusts).")
     if _is_literal(host) and not is_public(host):
         raise ForbiddenAddress(f"{host} is no public address.")
 

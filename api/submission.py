@@ -59,6 +59,7 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaite
     found = await serving(node, asked_of(draft, call))
     route, card = found.route, found.card
     check_task(draft.kind, card)
+    await node.images.load(draft.shown, card)
     prompts = await node.formats.get(card)
     request = replace(await draft.request(card, prompts, route), adapter=found.adapter)
     key = call.idempotency_key
@@ -102,6 +103,7 @@ async def submit(node: Node, job: NewJob, limits: Limits) -> Accepted:
     request = await node.queue.body(job_id)
     if request is None:
         raise ApiError(409, f"The result of job {job_id} (same Idempotency-Key) is no longer kept.", code="conflict")
+    request = replace(request, images=job.request.images)  # the same body: what Redis may have to be told again
     return Accepted(job_id, request, replace(job, id=job_id, request=request), again=True, standing=standing)
 
 

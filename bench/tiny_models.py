@@ -54,18 +54,22 @@ def tiny_model(architecture: str, *, seed: int = 11, **changes: Any) -> Module:
     """A tiny model with random float32 weights; raises what mlx-lm raises where it cannot be built."""
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
     network: Any = module.Model(module.ModelArgs.from_dict(tiny_config(architecture, **changes)))
+    random_weights(network, seed=seed, embedding_scale=EMBEDDING_SCALES.get(architecture, 0.5))
+    return cast(Module, network)
+
+
+def random_weights(network: Any, *, seed: int, embedding_scale: float = 0.5) -> None:
+    """Give a network random float32 weights."""
     embeddings = {f"{name}.weight" for name, part in network.named_modules() if isinstance(part, Embedding)}
-    scale = EMBEDDING_SCALES.get(architecture, 0.5)
 
     def weight(name: str, old: mx.array) -> mx.array:
-        return mx.random.normal(old.shape, scale=scale) if name in embeddings else _mixing_weight(name, old)
+        return mx.random.normal(old.shape, scale=embedding_scale) if name in embeddings else _mixing_weight(name, old)
 
     mx.random.seed(seed)
     network.update(tree_map_with_path(weight, network.parameters()))
     network.set_dtype(mx.float32)
     network.eval()
     mx.eval(network.parameters())
-    return cast(Module, network)
 
 
 def _mixing_weight(name: str, weight: mx.array) -> mx.array:

@@ -145,6 +145,15 @@ class TemplateRefused(FarmError):
         super().__init__(f"The model's chat template refused the messages: {reason}")
 
 
+class ImagesMisplaced(FarmError):
+    """A rendered conversation stands for another number of images than it has."""
+
+    def __init__(self, images: int, mark: str) -> None:
+        reason = f"its text has {mark!r} in it, which stands for an image: leave it out"
+        other = " (or the model's chat template does not show images at their places)" if images else ""
+        super().__init__(f"The conversation has {images} images, and {reason}{other}.")
+
+
 class InvalidKey(FarmError):
     """The API key is missing or wrong."""
 

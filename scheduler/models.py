@@ -20,6 +20,7 @@ import msgpack
 from redis.asyncio import Redis
 
 from scheduler.errors import QueueUnavailable, UnknownModel
+from scheduler.image_tokens import ImageRule
 from scheduler.outages import redis_errors
 from scheduler.wire import known_fields
 
@@ -37,6 +38,7 @@ class ModelCard:
     `adapters` are names that can be asked for like a model's.
     `tool_format` is the name of mlx-lm's parser for the model's tool calls. `task`: generate, embed or rerank; a model
     that embeds has `dimensions`, and `short_dimensions` to which its vectors may be cut (() for any, None for none).
+    A model that sees has a rule for `images`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ModelCard:
     task: str = "generate"
     dimensions: int | None = None
     short_dimensions: tuple[int, ...] | None = None
+    images: ImageRule | None = None
 
     def encode(self) -> bytes:
         """To msgpack."""
@@ -71,7 +74,10 @@ class ModelCard:
     @staticmethod
     def decode(data: bytes) -> ModelCard:
         """From msgpack. Unknown fields of newer writers are ignored."""
-        return ModelCard(**known_fields(ModelCard, msgpack.unpackb(data, use_list=False)))
+        card = known_fields(ModelCard, msgpack.unpackb(data, use_list=False))
+        if card.get("images") is not None:
+            card["images"] = ImageRule.of(card["images"])
+        return ModelCard(**card)
 
 
 class Served(NamedTuple):

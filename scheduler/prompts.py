@@ -18,7 +18,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from scheduler.errors import ContextTooLong, TemplateRefused
+from scheduler.errors import ContextTooLong, ImagesMisplaced, TemplateRefused
 from scheduler.models import ModelCard
 
 Message = Mapping[str, Any]
@@ -84,6 +84,23 @@ class PromptFormat:
         # The fast one leaves out where each token stands in the text.
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return tuple(encoding.ids)
+
+    def encode_shown(self, text: str, sizes: Sequence[tuple[int, int]]) -> tuple[str, tuple[int, ...]]:
+        """A rendered conversation and its tokens, each image (width, height in pixels) written as the model counts it.
+
+        Raises ImagesMisplaced, and ImageRefused for a shape that the model does not take.
+        """
+        rule = self.card.images
+        if rule is None:
+            return text, self.encode(text, add_special_tokens=False)
+        counts = [rule.tokens_of(*size) for size in sizes]
+        written = rule.written(text, counts)
+        if written is None:
+            raise ImagesMisplaced(len(sizes), rule.marker)
+        ids = self.encode(written, add_special_tokens=False)
+        if ids.count(rule.token_id) != sum(counts):
+            raise ImagesMisplaced(len(sizes), rule.token)
+        return written, ids
 
     def encode_input(
         self, text: str, second: str | None = None, *, cut: Cut | None = None, second_tokens: int | None = None

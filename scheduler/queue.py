@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import orjson
@@ -22,7 +22,7 @@ from scheduler.frames import End, encode_end
 from scheduler.job_ids import shard_of
 from scheduler.jobs import TRANSITIONS, JobState, Lane
 from scheduler.outages import redis_errors
-from scheduler.requests import JobRequest
+from scheduler.requests import JobRequest, decode_images, encode_images
 from scheduler.scripts import QueuePolicy, script_texts
 
 Client: TypeAlias = "Redis"
@@ -157,12 +157,13 @@ class JobQueue:
             job.node,
             job.idempotency_key,
             job.body_hash,
-            job.request.encode(),
+            job.request.without_images().encode(),
             int(job.durable),
             job.request.prompt_tokens,
             job.budget,
             job.delay_ms,
             orjson.dumps(submitted_facts(job)),
+            encode_images(job.request.images),
         ]
 
     async def claim(
@@ -261,11 +262,12 @@ class JobQueue:
                 # NX is newer than Redis 6.2: a repeated call begins the time again
                 pipe.pexpire(shard_key(shard, f"t:{job_id}"), policy.log_ttl_ms)
                 pipe.pexpire(shard_key(shard, f"b:{job_id}"), policy.log_ttl_ms)
+                pipe.pexpire(shard_key(shard, f"i:{job_id}"), policy.log_ttl_ms)
                 pipe.pexpire(shard_key(shard, f"j:{job_id}"), policy.job_ttl_ms)
             await pipe.execute()
 
     async def body(self, job_id: str) -> JobRequest | None:
-        """The request of a job, while Redis still keeps it."""
+        """The request of a job without its images, while Redis still keeps it."""
         async with redis_errors():
             data = await self.redis.get(shard_key(self.shard_of(job_id), f"b:{job_id}"))
         return JobRequest.decode(data) if data else None
@@ -369,13 +371,13 @@ def submitted_facts(job: NewJob) -> dict[str, Any]:
 
 
 def _claimed(entry: Sequence[Any]) -> Claimed:
-    job_id, token, generation, sequence, body, solo, submitted_ms, claimed_ms, attempt, lane = entry
+    job_id, token, generation, sequence, body, solo, submitted_ms, claimed_ms, attempt, lane, images = entry
     return Claimed(
         id=job_id.decode(),
         token=token.decode(),
         generation=int(generation),
         sequence=int(sequence),
-        request=JobRequest.decode(body),
+        request=replace(JobRequest.decode(body), images=decode_images(images)),
         solo=bool(solo),
         submitted_ms=int(submitted_ms),
         claimed_ms=int(claimed_ms),

@@ -6,7 +6,7 @@ One request may hold several prompts (`/v1/completions` takes arrays) and ask fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import msgpack
@@ -48,6 +48,8 @@ class JobRequest:
     `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones.
     `adapter` names one of the model's adapters, None for the model as it is.
     The text of every answer obeys the `grammar`.
+    `images` are the files that the one prompt shows, in order; `image_count` says how many there are also where only
+    the rest of the body was read.
     For a model of vectors: `second_at` says of each prompt where a pair's second text begins (empty: no pairs),
     `dimensions` how many numbers are wanted (None: all).
     `rendering` is the edge's own note on how to put the answer into the caller's protocol; the core never reads it.
@@ -64,6 +66,8 @@ class JobRequest:
     grammar: Grammar | None = None
     second_at: tuple[int, ...] = ()
     dimensions: int | None = None
+    images: tuple[bytes, ...] = ()
+    image_count: int = 0
     rendering: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,6 +91,15 @@ class JobRequest:
     def choice_seed(self, index: int) -> int:
         """A seed of its own for each choice; choice 0 has the request's."""
         return (self.sampling.seed + index * 0x9E3779B97F4A7C15) % 2**64
+
+    @property
+    def lacks_images(self) -> bool:
+        """Are its images elsewhere, or gone?"""
+        return len(self.images) < self.image_count
+
+    def without_images(self) -> JobRequest:
+        """What is kept of a job for longer than it runs."""
+        return replace(self, images=())
 
     def encode(self) -> bytes:
         """To msgpack; `decode` is its inverse (lists inside `rendering` come back as tuples)."""
@@ -122,7 +135,18 @@ class JobRequest:
             "ignore_eos": self.stopping.ignore_eos,
             "grammar": self.grammar.kind.value if self.grammar else None,
             "dimensions": self.dimensions,
+            "images": self.image_count,
         }
+
+
+def encode_images(images: tuple[bytes, ...]) -> bytes:
+    """A job's images as one value; empty where it has none."""
+    return bytes(msgpack.packb(images)) if images else b""
+
+
+def decode_images(data: bytes) -> tuple[bytes, ...]:
+    """The inverse of `encode_images`."""
+    return tuple(msgpack.unpackb(data, use_list=False)) if data else ()
 
 
 def field_values(record: Sampling | Stopping | JobRequest) -> dict[str, Any]:

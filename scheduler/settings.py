@@ -157,13 +157,20 @@ class ApiSettings(FarmSettings):
     batch_max_requests: int = Field(100_000, ge=1, description="Requests in one batch.")
     webhook_secret: SecretStr | None = Field(None, description="whsec_… signs webhooks; none: no webhooks are sent.")
     webhook_hosts: str = Field("", description="host:port,… that webhooks may go to although not https or not public.")
+    remote_images: bool = Field(False, description="Fetch images that requests name by https:// URLs.")
+    image_hosts: str = Field("", description="host:port,… that images may come from although not https or not public.")
     batch_result_ttl_s: float = Field(29 * 86400.0, gt=0, description="How long result files of batches are kept.")
     batch_input_bytes: int = Field(256 * 2**20, gt=0, description="The largest batch, its requests as text.")
 
     @property
     def trusted_webhook_hosts(self) -> frozenset[str]:
         """Of `webhook_hosts`."""
-        return frozenset(filter(None, (host.strip() for host in self.webhook_hosts.split(","))))
+        return _listed(self.webhook_hosts)
+
+    @property
+    def trusted_image_hosts(self) -> frozenset[str]:
+        """Of `image_hosts`."""
+        return _listed(self.image_hosts)
 
     @property
     def limits(self) -> Limits:
@@ -223,6 +230,7 @@ class WorkerSettings(FarmSettings):
     task: Literal["auto", "generate", "embed", "rerank"] = Field(
         "auto", description="What the model is for; auto: what its files say."
     )
+    vision: bool = Field(True, description="Let a model that sees see; false: for text alone, with the paged cache.")
     reserved_rows: int | None = Field(
         None, ge=0, description="Rows of the batch that only the high lane may take; unset: a sixteenth of them."
     )
@@ -270,6 +278,11 @@ class SchedulerSettings(ChoresSettings):
     event_retention_s: float = Field(90 * 86400.0, gt=0, description="How long job_events rows are kept.")
     result_ttl_s: float = Field(7 * 86400.0, gt=0, description="How long results of async jobs are kept.")
     trim_margin_s: float = Field(600.0, ge=0, description="Projected events stay this long in Redis.")
+
+
+def _listed(given: str) -> frozenset[str]:
+    """What stands between commas."""
+    return frozenset(filter(None, (item.strip() for item in given.split(","))))
 
 
 def _by_name(given: Any, things: str, value: str) -> Any:

@@ -75,7 +75,9 @@ def test_what_the_code_imports_is_declared(project: dict[str, Any]) -> None:
     """A dependency of a dependency may go away with its next release."""
     owners = packages_distributions()
     extras = project["project"]["optional-dependencies"]
-    declared = set(_names([*project["project"]["dependencies"], *extras["train"], *extras["embeddings"]]))
+    declared = set(
+        _names([*project["project"]["dependencies"], *extras["train"], *extras["embeddings"], *extras["vision"]])
+    )
     declared |= {"mlx", "mlx-cpu", "mlx-metal", "mlx-cuda-13"}
     undeclared = {}
     for package in ("api", "scheduler", "workers", "farm", "migrations"):

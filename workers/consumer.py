@@ -342,6 +342,7 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
         adapter=request.adapter,
         second_at=request.choice_second_at(index),
         dimensions=request.dimensions,
+        images=request.images,
         grammar=Grammar(GrammarKind(request.grammar.kind), request.grammar.text) if request.grammar else None,
     )
 
@@ -366,8 +367,7 @@ def _frame_chunk(chunk: Chunk) -> FrameChunk:
     if chunk.logprobs is not None:
         logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
     ended = reason.value if reason else None
-    index = _index(chunk)
-    return FrameChunk(index, chunk.token_ids, chunk.text, logprobs, ended, chunk.stop_string, chunk.vector)
+    return FrameChunk(_index(chunk), chunk.token_ids, chunk.text, logprobs, ended, chunk.stop_string, chunk.vector)
 
 
 def _index(chunk: Chunk) -> int:

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from scheduler.connections import blocking_client, command_client
 from scheduler.errors import QueueUnavailable
+from scheduler.image_tokens import ImageRule
 from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
 from scheduler.process import EXIT_MODEL, announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.queue import Heartbeat, JobQueue, shard_key
@@ -43,6 +44,7 @@ from workers.engine import (
     StoreOptions,
     Task,
     UnsupportedModel,
+    can_see,
     find_model,
     load_engine,
     task_of,
@@ -56,6 +58,9 @@ log = structlog.get_logger()
 
 ENCODER_PROCESS = "workers.encoder_process"
 """Serves models that answer with numbers; it imports libraries that text generation does without."""
+
+VISION_PROCESS = "workers.vision_process"
+"""Serves models that see."""
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 FIGURES_PERIOD_S = 1.0
@@ -243,6 +248,7 @@ def model_card(name: str, info: ModelInfo, engine: str, context_tokens: int | No
         task=info.task.value,
         dimensions=info.dimensions,
         short_dimensions=info.short_dimensions,
+        images=None if info.image_rule is None else ImageRule.of(info.image_rule),
     )
 
 
@@ -289,14 +295,23 @@ def main() -> NoReturn:
     settings = WorkerSettings()
     try:
         task = asked_task(settings)
+        sees = settings.vision and task is Task.GENERATE and can_see(find_model(model_source(settings)))
     except ModelError as error:
         sys.exit(refused(error))
     if task is not Task.GENERATE:
-        if find_spec("mlx_embeddings") is None:
-            need = f"{settings.model} is a model to {task}, which needs mlx-embeddings"
-            sys.exit(refused(UnsupportedModel(f"{need}: pip install 'mlx-farm[embeddings]'")))
-        os.execv(sys.executable, [sys.executable, "-P", "-m", ENCODER_PROCESS])
+        need = f"{settings.model} is a model to {task}, which needs mlx-embeddings: pip install 'mlx-farm[embeddings]'"
+        _become(ENCODER_PROCESS, "mlx_embeddings", need)
+    if sees:
+        need = f"{settings.model} is a model that sees, which needs mlx-vlm: pip install 'mlx-farm[vision]'"
+        _become(VISION_PROCESS, "mlx_vlm", f"{need}; FARM_VISION=false serves it for text alone")
     run(settings, lambda: load_generator(settings), rows=settings.max_sequences)
+
+
+def _become(process: str, library: str, need: str) -> None:
+    """Be another process from here on, if its library is installed."""
+    if find_spec(library) is None:
+        sys.exit(refused(UnsupportedModel(need)))
+    os.execv(sys.executable, [sys.executable, "-P", "-m", process])
 
 
 def asked_task(settings: WorkerSettings) -> Task:

@@ -15,6 +15,7 @@ async def count_tokens(node: Node, body: CountRequest, call: Call) -> tuple[Mess
     fields = body.model_dump(by_alias=True, exclude_unset=True)
     draft = messages_draft(MessagesRequest.model_validate({**fields, "max_tokens": 0}))
     found = await serving(node, asked_of(draft, call))
+    await node.images.load(draft.shown, found.card)
     try:
         job = await draft.job(found.card, await node.formats.get(found.card), found.route)
     except ContextTooLong as error:

@@ -12,6 +12,7 @@ from api.anthropic.schemas import MessagesRequest, OutputFormat
 from api.anthropic.systems import placed
 from api.draft import BodyDraft
 from api.errors import ApiError, InvalidParameter
+from api.images import Shown
 from api.openai.chat import ChatDraft, chat_draft
 from api.openai.schemas import ChatRequest
 from api.openai.schemas import Message as ChatMessage
@@ -55,6 +56,11 @@ class MessagesDraft(BodyDraft):
     def ignored(self) -> list[str]:
         """What had no effect; more is known once there is a request."""
         return listed([*self.own_ignored, *(_own_field(path, ()) for path in self.chat.ignored)])
+
+    @property
+    def shown(self) -> Shown:
+        """Its images, under the caller's names."""
+        return self.chat.shown.renamed(lambda path: _own_field(path, self.conversation.turns))
 
     async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Render, encode and bound. Raises ApiError, TemplateRefused."""

@@ -12,9 +12,10 @@ from api.call_formats.known import call_format
 from api.call_formats.values import argument_types
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
+from api.images import Shown
 from api.openai.call_grammar import CallChoice, call_binding, can_bind_calls, unbound_texts
 from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible, thinking_rules
-from api.openai.messages import template_messages, template_tools
+from api.openai.messages import shown_images, template_messages, template_tools, text_of, without_effect
 from api.openai.parameters import LANE_TIERS, UrgentDraft, ignored_fields, sampling, stopping
 from api.openai.schemas import ChatRequest
 from api.openai.tool_choice import call_choice, with_allowed_tools
@@ -40,6 +41,7 @@ class ChatDraft(UrgentDraft):
     ignored: list[str]
     binding: Binding | None
     calls: CallChoice | None
+    shown: Shown
     kind: str = CHAT_KIND
 
     @property
@@ -55,6 +57,7 @@ class ChatDraft(UrgentDraft):
     async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Render, encode and bound. Raises ApiError, ContextTooLong, TemplateRefused."""
         text, ids = await self.prompt(card, prompts)
+        images = shown_images(self.body.messages).named
         max_tokens = prompts.bound(len(ids), self.max_tokens)
         may_bind = self.binding or self.calls or self.body.thinking_token_budget is not None
         binding = await asyncio.to_thread(self._bind, card, prompts, text) if may_bind else None
@@ -67,17 +70,22 @@ class ChatDraft(UrgentDraft):
             stopping=stopping(self.body, card, max_tokens, *self._end_of_a_single_call(card)),
             logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
             grammar=binding.grammar if binding else None,
+            images=tuple(self.shown.read[url].data for _, url in images),
+            image_count=len(images),
             rendering=self._note(card, route.lane, text, len(ids)).as_dict(),
         )
         return route.overrides.on(asked)
 
     async def prompt(self, card: ModelCard, prompts: PromptFormat) -> tuple[str, tuple[int, ...]]:
-        """The conversation as the model's template writes it, and its tokens. Raises ApiError, TemplateRefused."""
+        """The conversation as the model's template writes it, and its tokens; its images have been read.
+
+        Raises ApiError, TemplateRefused.
+        """
         if self.tools and not card.has_tool_calling:
             raise Unsupported("tools", f"The model {card.name!r} was not made for tool calls.")
         variables = self._variables(card)
         messages = template_messages(self.body.messages, card)
-        chars = sum(len(message["content"]) for message in messages)
+        chars = sum(len(text_of(message["content"])) for message in messages)
         if chars > THREAD_CHARS:
             return await asyncio.to_thread(self._encode, prompts, messages, variables)
         return self._encode(prompts, messages, variables)
@@ -111,7 +119,8 @@ class ChatDraft(UrgentDraft):
         text = prompts.render(messages, tools=self.tools or None, **variables)
         if self.body.continue_final_message:
             text = _cut_after(text, messages[-1]["content"])
-        return text, prompts.encode(text, add_special_tokens=False)
+        sizes = [self.shown.read[url][1:] for _, url in shown_images(self.body.messages).named]
+        return prompts.encode_shown(text, sizes)
 
     def _variables(self, card: ModelCard) -> dict[str, Any]:
         """Template variables besides the messages."""
@@ -187,7 +196,9 @@ def chat_draft(body: ChatRequest) -> ChatDraft:
     bound = binding.param if binding else "tool_choice" if calls and calls.forced else None
     if bound and body.continue_final_message:
         raise InvalidParameter("continue_final_message", f"Not together with {bound!r}, which binds a whole text.")
-    return ChatDraft(body, [] if body.tool_choice == "none" else offered, ignored + more, binding, calls)
+    ignored += more + without_effect(body.messages)
+    shown = shown_images(body.messages)
+    return ChatDraft(body, [] if body.tool_choice == "none" else offered, ignored, binding, calls, shown)
 
 
 def _check_options(body: ChatRequest) -> None:

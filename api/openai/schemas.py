@@ -39,11 +39,19 @@ def _choice_kind(value: Any) -> str:
     return "-name" if isinstance(value, str) else "-object"
 
 
+class ImageUrl(Body):
+    """Where an image is: `data:image/png;base64,…`, or https:// where the operator allows it."""
+
+    url: str
+    detail: str | None = Field(None, description="Without effect: images are scaled as the model wants them.")
+
+
 class ContentPart(Body):
-    """One part of a message; only text is understood."""
+    """One part of a message: text, or an image for a model that sees."""
 
     type: str
     text: str | None = None
+    image_url: ImageUrl | None = None
     refusal: str | None = None
 
 

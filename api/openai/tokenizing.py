@@ -55,7 +55,7 @@ async def tokenize(body: TokenizeRequest, node: CurrentNode, call: CurrentCall) 
     if (body.prompt is None) == (body.messages is None):
         raise InvalidParameter("prompt", "Send a prompt or messages, one of them.")
     if body.messages is not None:
-        text = await _chat_text(body, card, prompts)
+        text = await _chat_text(node, body, card, prompts)
     else:
         text = body.prompt or ""
     special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
@@ -93,8 +93,9 @@ async def _format(node: Node, model: str | None, call: Call) -> tuple[ModelCard,
     return card, await node.formats.get(card)
 
 
-async def _chat_text(body: TokenizeRequest, card: ModelCard, prompts: PromptFormat) -> str:
+async def _chat_text(node: Node, body: TokenizeRequest, card: ModelCard, prompts: PromptFormat) -> str:
     fields = {name: value for name in CHAT_FIELDS if (value := getattr(body, name)) is not None}
     draft = chat_draft(validated(ChatRequest, {"model": card.name, **fields}, ""))
+    await node.images.load(draft.shown, card)
     text, _ = await draft.prompt(card, prompts)
     return text

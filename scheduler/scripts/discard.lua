@@ -5,5 +5,6 @@ local j = S .. 'j:' .. ARGV[1]
 if redis.call('ZREM', S .. 'dlq', ARGV[1]) == 0 then return 'not_dead' end
 redis.call('PEXPIRE', S .. 't:' .. ARGV[1], LOG_TTL_MS)
 redis.call('PEXPIRE', S .. 'b:' .. ARGV[1], LOG_TTL_MS)
+redis.call('PEXPIRE', S .. 'i:' .. ARGV[1], LOG_TTL_MS)
 redis.call('PEXPIRE', j, JOB_TTL_MS)
 return 'ok'

@@ -5,7 +5,9 @@
 --   ev                         STREAM  event log, one entry per transition: t type, j job, at ms, d JSON
 --   j:<id>                     HASH    state pool tenant lane cost rows enq ddl tok fence wid claimed attempt crashes
 --                                      gen out cancel rt q eid durable fin prompt budget retries left
---   b:<id>                     STRING  body (msgpack of JobRequest)
+--   b:<id>                     STRING  body (msgpack of JobRequest, without its images)
+--   i:<id>                     STRING  images (msgpack list of files) until the job is finished; as long as the body where
+--                                      it ended in another way and may be run again
 --   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d; a generation is the ms of
 --                                      the claim that wrote it, sequences go on from one generation to the next
 --   q:<pool>:<lane>:<tenant>   STREAM  backlog with group `w`, one entry per job (waiting, or pending with its worker): j id
@@ -208,6 +210,7 @@ local function finish(event, state, id, j, t, data, frame)
   if r[8] and r[8] ~= '' then note_used(r[8], id, j, t, data) end
   redis.call('ZREM', S .. 'ddl', id)
   redis.call('ZREM', S .. 'due', id)
+  if state == 'finished' then redis.call('UNLINK', S .. 'i:' .. id) end
   redis.call('HINCRBY', S .. 'cnt', 'T:' .. r[2], -tonumber(r[7]))
   if redis.call('HINCRBY', S .. 'cnt', 't:' .. r[2], -1) <= 0 then redis.call('HDEL', S .. 'cnt', 't:' .. r[2], 'T:' .. r[2]) end
   if state == 'dead' then
@@ -215,6 +218,7 @@ local function finish(event, state, id, j, t, data, frame)
   elseif r[5] ~= '1' then -- a durable job's log stays until the projector has stored its result
     redis.call('PEXPIRE', S .. 't:' .. id, LOG_TTL_MS)
     redis.call('PEXPIRE', S .. 'b:' .. id, LOG_TTL_MS)
+    redis.call('PEXPIRE', S .. 'i:' .. id, LOG_TTL_MS)
     redis.call('PEXPIRE', j, JOB_TTL_MS)
   end
 end

@@ -19,6 +19,7 @@ from api.drain import Drain
 from api.node import Node
 from scheduler.events import EventType
 from scheduler.frames import Chunk, FrameId
+from scheduler.image_tokens import ImageRule
 from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
 from scheduler.queue import Claimed, JobQueue
 from scheduler.requests import JobRequest
@@ -27,6 +28,9 @@ from scheduler.tokens import Emission, EmitCode, TokenLog
 from scheduler.workers import WorkerBoard
 
 MODEL = "tiny/model"
+IMAGE = ImageRule(marker="<|image|>", token="<|image|>", token_id=258, cell_pixels=10, min_pixels=100, max_pixels=3000)
+"""Of the tiny model, where a test lets it see."""
+
 CONTEXT_TOKENS = 400
 POLL_S = 0.01
 
@@ -41,13 +45,23 @@ TEMPLATE = """{%- for message in messages -%}
 {% endif %}{%- endif -%}"""
 
 
+SEEING_TEMPLATE = """{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}
+{%- if part.type == 'text' %}{{ part.text }}{% elif message.role == 'user' %}<|image|>{% endif %}
+{%- endfor %}{% endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+
+
 def byte_tokenizer() -> str:
-    """A tokenizer whose tokens are single bytes, with two special tokens behind them."""
+    """A tokenizer whose tokens are single bytes, with three special tokens behind them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_end|>")])
+    tokenizer.add_special_tokens([AddedToken(token) for token in ("<|im_start|>", "<|im_end|>", IMAGE.token)])
     return str(tokenizer.to_str())
 
 
@@ -85,6 +99,11 @@ async def announce(worker: ScriptedWorker, card: ModelCard, client: httpx2.Async
     """Another card for a node that runs, which has taken notice of it when this returns."""
     await worker.announce(card)
     assert (await client.get("/v1/models")).status_code == 200  # a listing is never an old one
+
+
+def seeing_card(**changes: Any) -> ModelCard:
+    """The tiny model's card where it sees."""
+    return make_card(**{"vocab_tokens": 259, "chat_template": SEEING_TEMPLATE, "images": IMAGE, **changes})
 
 
 def prompt_text(request: JobRequest) -> str:

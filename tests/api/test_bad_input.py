@@ -148,7 +148,7 @@ INVALID_CHAT: list[tuple[dict[str, Any], str]] = [
 UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     (
         only({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}),
-        "messages.0.content.0.type",
+        "messages.0.content.0.image_url",
     ),
     (only({"role": "user", "content": [{"type": "input_audio"}]}), "messages.0.content.0.type"),
     (call_body({"type": "custom"}), "tool_choice.type"),

@@ -33,6 +33,8 @@ requests = st.builds(
     ),
     logprobs=st.none() | st.integers(0, 20),
     adapter=st.none() | text,
+    images=st.lists(st.binary(max_size=9), max_size=3).map(tuple),
+    image_count=ints,
     grammar=st.none() | st.builds(Grammar, st.sampled_from(GrammarKind), text),
     rendering=st.dictionaries(text, text | ints | st.none()),
 )

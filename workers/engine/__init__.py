@@ -33,7 +33,7 @@ from workers.engine.sequence import (
     StopRule,
     TokenLogprob,
 )
-from workers.engine.tasks import Task, task_of
+from workers.engine.tasks import Task, can_see, task_of
 
 __all__ = [
     "BLAS",
@@ -69,6 +69,7 @@ __all__ = [
     "TokenizerMissing",
     "UnsupportedModel",
     "WeightsMissing",
+    "can_see",
     "find_model",
     "installed_backend",
     "load_blas",

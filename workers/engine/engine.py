@@ -103,6 +103,7 @@ class SequenceEngine:
             min(bounds, default=None),
             frozenset(info.eos_token_ids),
             frozenset(loaded.adapters.digests),
+            loaded.info.image_rule is not None,
         )
         self._start_text = loaded.vocabulary.start_text
         self._runner = runner
@@ -232,7 +233,7 @@ class SequenceEngine:
 
     def _advance(self, sequence: Sequence, row: RowToken) -> Chunk:
         if row.error is not None:
-            fault = Fault.PASSING if row.error == NOT_FINITE else Fault.ENGINE
+            fault = row.fault or (Fault.PASSING if row.error == NOT_FINITE else Fault.ENGINE)
             return _last_chunk(sequence, sequence.abandon(FinishReason.ERROR), row.error, fault)
         before = sequence.output_tokens
         text = sequence.advance(row.token)

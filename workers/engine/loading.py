@@ -55,7 +55,8 @@ class ModelInfo:
     `tokenizer_json` and `chat_template` (a Jinja source, with `special_tokens` by name as its variables) suffice to
     turn messages into token ids without MLX. `weight_bytes` is what the weights occupy as loaded. `context_tokens`
     is None where the configuration names no bound. A model that embeds has `dimensions`; it was trained so that its
-    vectors may be cut to `short_dimensions` (() for any number; None: not at all).
+    vectors may be cut to `short_dimensions` (() for any number; None: not at all). For a model that sees, `image_rule`
+    says how an image is written into a prompt (by the names of scheduler/image_tokens.py).
     """
 
     path: Path
@@ -77,6 +78,7 @@ class ModelInfo:
     task: Task = Task.GENERATE
     dimensions: int | None = None
     short_dimensions: tuple[int, ...] | None = None
+    image_rule: Mapping[str, Any] | None = None
 
 
 CALL_MARKS: Mapping[str, tuple[str, ...]] = {
@@ -158,8 +160,8 @@ def load_model(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedModel(f"mlx-lm cannot load {folder} ({config['model_type']}): {error}") from error
     attached = attach_adapters(network, adapters or {})
-    vocabulary = Vocabulary(fast_tokenizer(wrapper, folder), (*_marks(wrapper), *shown_special_tokens))
-    info = _describe(folder, config, wrapper, vocabulary, network, parameters)
+    vocabulary = Vocabulary(fast_tokenizer(wrapper, folder), (*shown_marks(wrapper), *shown_special_tokens))
+    info = describe_model(folder, config, wrapper, vocabulary, network, parameters, _vocab_size(network))
     return LoadedModel(model=network, vocabulary=vocabulary, info=info, adapters=attached)
 
 
@@ -171,7 +173,8 @@ def fast_tokenizer(wrapper: Any, folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _marks(wrapper: TokenizerWrapper) -> tuple[str, ...]:
+def shown_marks(wrapper: TokenizerWrapper) -> tuple[str, ...]:
+    """Special tokens that readers of the text need: of thoughts and calls."""
     marks = (wrapper.think_start, wrapper.think_end, wrapper.tool_call_start, wrapper.tool_call_end)
     return (*(mark for mark in marks if mark), *CALL_MARKS.get(_tool_format(wrapper) or "", ()))
 
@@ -230,19 +233,21 @@ def _special_tokens(wrapper: TokenizerWrapper) -> dict[str, str]:
     return {name: token for name, token in wrapper.special_tokens_map.items() if isinstance(token, str)}
 
 
-def _describe(
+def describe_model(
     folder: Path,
     config: dict[str, Any],
     wrapper: TokenizerWrapper,
     vocabulary: Vocabulary,
     network: Module,
     parameters: int,
+    vocab_size: int,
 ) -> ModelInfo:
+    """What is known of a model that generates; `vocab_size` is the width of its logits."""
     return ModelInfo(
         path=folder,
         model_type=config["model_type"],
         context_tokens=context_tokens(config, getattr(wrapper, "model_max_length", math.inf)),
-        vocab_size=_vocab_size(network),
+        vocab_size=vocab_size,
         parameters=parameters,
         weight_bytes=weight_bytes(network),
         eos_token_ids=tuple(sorted(token for token in wrapper.eos_token_ids if isinstance(token, int))),

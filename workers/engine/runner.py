@@ -8,19 +8,20 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workers.engine.sequence import PrefixUse, Sequence, TokenLogprob
+from workers.engine.sequence import Fault, PrefixUse, Sequence, TokenLogprob
 
 NOT_FINITE = "the model's logits are not finite"
 
 
 @dataclass(frozen=True, slots=True)
 class RowToken:
-    """A row's next token, or why there is none."""
+    """A row's next token, or why there is none and whose `fault` that is (None: as for all errors of a runner)."""
 
     row_id: str
     token: int
     logprob: TokenLogprob | None
     error: str | None
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

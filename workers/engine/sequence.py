@@ -61,6 +61,7 @@ class Prompt:
     `adapter` names one of the adapters that were loaded with the model; None: the model as it is.
     For a model of vectors: `second_at` is where a pair's second text begins (None: one text), `dimensions` how many
     numbers are wanted (None: all).
+    `images` are the files behind the image tokens, in order, for a model that sees.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Prompt:
     adapter: str | None = None
     second_at: int | None = None
     dimensions: int | None = None
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +141,14 @@ class Chunk:
 class Limits:
     """What the loaded model allows. `context_tokens` bounds prompt plus output; None: no bound is known.
 
-    `adapters` are the names that prompts may ask for.
+    `adapters` are the names that prompts may ask for; a model that `sees` takes images.
     """
 
     vocab_size: int
     context_tokens: int | None
     eos_token_ids: frozenset[int]
     adapters: frozenset[str] = frozenset()
+    sees: bool = False
 
 
 def _require(condition: bool, prompt: Prompt, message: str) -> None:
@@ -158,6 +161,7 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
     _require(len(prompt.token_ids) > 0, prompt, "the prompt is empty")
     known = prompt.adapter is None or prompt.adapter in limits.adapters
     _require(known, prompt, f"no adapter {prompt.adapter!r} was loaded (there are: {sorted(limits.adapters)})")
+    _require(limits.sees or not prompt.images, prompt, "this model takes no images")
     if limits.context_tokens is not None:
         _require(
             len(prompt.token_ids) < limits.context_tokens,

@@ -1,6 +1,7 @@
-"""What a model is for, by its files: to generate text, to embed it, or to score pairs of texts."""
+"""What a model is for, by its files: to generate text, to embed it, to score pairs of texts; and whether it sees."""
 
 import json
+import struct
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,10 @@ class Task(StrEnum):
 ENCODERS: Final = frozenset({"bert", "xlm-roberta", "modernbert", "llama_bidirec"})
 """Architectures that generate nothing."""
 
+SEEING: Final = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"})
+"""Architectures whose images we know how to count (workers/vision)."""
+
+PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 CLASSIFIER: Final = "ForSequenceClassification"
 POOLING_MARKS: Final = ("modules.json", "config_sentence_transformers.json", "1_Pooling")
 """Files that say how a network's outputs become one vector (sentence-transformers' layout)."""
@@ -43,3 +48,24 @@ def task_of(folder: Path) -> Task:
     if config["model_type"] in ENCODERS or any((folder / mark).exists() for mark in POOLING_MARKS):
         return Task.EMBED
     return Task.GENERATE
+
+
+def can_see(folder: Path) -> bool:
+    """Is this a model for images that we serve? Conversions for text alone have neither processor nor such weights.
+
+    Raises `ConfigMissing`.
+    """
+    if read_config(folder)["model_type"] not in SEEING or task_of(folder) is not Task.GENERATE:
+        return False
+    has_processor = any((folder / name).exists() for name in PROCESSOR_FILES)
+    return has_processor and any("vision" in name or "visual" in name for name in _weight_names(folder))
+
+
+def _weight_names(folder: Path) -> list[str]:
+    """Of all weight files, from their headers (https://github.com/huggingface/safetensors, "Format")."""
+    names: list[str] = []
+    for path in folder.glob("model*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            names += json.loads(file.read(length))
+    return names

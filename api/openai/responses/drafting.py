@@ -8,6 +8,7 @@ from typing import Any
 
 from api.bodies import validated
 from api.errors import ApiError, InvalidParameter
+from api.images import Shown
 from api.openai.chat import ChatDraft, chat_draft
 from api.openai.parameters import UrgentDraft
 from api.openai.responses.conversation import CallNames, Messages, messages_of
@@ -69,6 +70,11 @@ class ResponseDraft(UrgentDraft):
     def input_items(self) -> list[dict[str, Any]]:
         """This request's own input, as it is kept."""
         return [item.model_dump(exclude_unset=True, by_alias=True) for item in _own_items(self.body)]
+
+    @property
+    def shown(self) -> Shown:
+        """Its images, under the caller's names."""
+        return self.chat.shown.renamed(lambda path: _our_path(path, self.paths, self.box))
 
     async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """Render, encode and bound; with `truncation: auto` without the first items that do not fit.

@@ -63,6 +63,7 @@ async def count_input_tokens(body: ResponseRequest, node: CurrentNode, call: Cur
     draft = response_draft(body, await earlier_items(node, call.caller, body))
     found = await serving(node, asked_of(draft, call))
     check_task(draft.kind, found.card)
+    await node.images.load(draft.shown, found.card)
     tokens = await draft.input_tokens(found.card, await node.formats.get(found.card), found.route)
     return JsonResponse({"object": "response.input_tokens", "input_tokens": tokens})
 

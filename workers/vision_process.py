@@ -1,0 +1,29 @@
+"""`python -m workers.vision_process`: the model process of a model that sees.
+
+`workers.model_process` becomes this one when the model's files say so, unless FARM_VISION is off; everything but the
+engine is its.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from scheduler.settings import WorkerSettings
+from workers.engine import UnsupportedModel
+from workers.model_process import model_source, refused, run
+from workers.vision import load_seeing
+
+
+def main() -> None:
+    """Serve until a stop signal."""
+    settings = WorkerSettings()
+    if settings.adapters or settings.draft_model or settings.kv_bits or settings.engine != "auto":
+        reason = "no adapters, draft model, KV bits or choice of an engine for a model that sees"
+        sys.exit(refused(UnsupportedModel(f"{settings.model}: {reason}; FARM_VISION=false serves it for text alone")))
+    load = partial(load_seeing, model_source(settings), max_sequences=settings.max_sequences)
+    run(settings, load, rows=settings.max_sequences)
+
+
+if __name__ == "__main__":
+    main()
