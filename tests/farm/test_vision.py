@@ -89,7 +89,7 @@ def test_all_protocols_and_a_batch_say_the_same(seeing_farm: Any, eventually: Ca
         )
         lines = [
             json.dumps({"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": BODY})
-            for n in range(3)
+            for n in range(2)
         ]
         file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
@@ -97,12 +97,12 @@ def test_all_protocols_and_a_batch_say_the_same(seeing_farm: Any, eventually: Ca
         results = client.files.content(client.batches.retrieve(batch.id).output_file_id or "").text.splitlines()
     with anthropic.Anthropic(base_url=seeing_farm.url, api_key="none", max_retries=0, timeout=120) as claude:
         messages: list[Any] = [{"role": "user", "content": blocks}]
-        message = claude.messages.create(model=FAMILY, max_tokens=24, temperature=0, messages=messages)
+        message = claude.messages.create(model=FAMILY, max_tokens=24, messages=messages, extra_body={"temperature": 0})
         counted = claude.messages.count_tokens(model=FAMILY, messages=messages)
     assert counted.input_tokens == message.usage.input_tokens
     assert chat
     said = [json.loads(line)["response"]["body"]["choices"][0]["message"]["content"] for line in results]
-    assert said == [chat] * 3
+    assert said == [chat] * 2
     assert kept.output_text == chat
     assert "".join(block.text for block in message.content if block.type == "text") == chat
 

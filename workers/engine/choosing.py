@@ -136,7 +136,7 @@ def make_engine(
     """
     if draft is not None:
         check_draft(loaded, draft, speculates=paged.speculates)
-    guides = _guides(loaded)
+    guides = guides_of(loaded)
     makers: dict[EngineBackend, Callable[[], Choice | str]] = {
         EngineBackend.PAGED: lambda: _paged(loaded, paged, max_sequences, prefill_step_tokens, guides, draft),
         EngineBackend.BATCH: lambda: _batch(loaded, max_sequences, prefill_step_tokens),
@@ -156,7 +156,8 @@ def make_engine(
     raise UnsupportedModel(f"{loaded.info.path} ({loaded.info.model_type}): {'; '.join(reasons)}")
 
 
-def _guides(loaded: LoadedModel) -> GuideCompiler | None:
+def guides_of(loaded: LoadedModel) -> GuideCompiler | None:
+    """What makes guides for a model; None where its tokens cannot be mapped to bytes."""
     info = loaded.info
     try:
         return GuideCompiler(loaded.vocabulary.tokenizer, info.vocab_size, info.eos_token_ids)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from scheduler.image_tokens import ImageRule
 from workers.engine import Backend, LoadedEngine, LoadedModel, UnsupportedModel, find_model, installed_backend
+from workers.engine.choosing import guides_of
 from workers.engine.engine import SequenceEngine
 from workers.engine.loading import check_folder, count_parameters, describe_model, fast_tokenizer, shown_marks
 from workers.engine.vocabulary import Vocabulary
@@ -74,7 +75,9 @@ def load_seeing(model: str, *, max_sequences: int, step_tokens: int | None = Non
         capacity=max_sequences,
         step_tokens=step_tokens or STEP_TOKENS[installed],
     )
-    engine = SequenceEngine(loaded, runner, max_waiting=MAX_WAITING, backend=f"vision: mlx-vlm, {kind}")
+    engine = SequenceEngine(
+        loaded, runner, max_waiting=MAX_WAITING, backend=f"vision: mlx-vlm, {kind}", guides=guides_of(loaded)
+    )
     return LoadedEngine(engine, loaded.info)
 
 

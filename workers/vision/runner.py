@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 import mlx.core as mx
+import numpy as np
 from PIL import Image
 
 from scheduler.images import ImageRefused
 from workers.decoding import Undecodable, decode
+from workers.engine.guided import GuideFailed
 from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
 from workers.engine.sequence import NO_PREFIX, Fault, PrefixUse, Sequence
@@ -44,7 +46,7 @@ class VisionRunner:
     """At most `capacity` rows have begun. A step reads up to `step_tokens` of one prompt and draws a token per row."""
 
     capacity_tokens = None
-    obeys_grammars = False
+    obeys_grammars = True
 
     def __init__(self, seeing: Seeing, *, vocab_size: int, capacity: int, step_tokens: int) -> None:
         self._seeing = seeing
@@ -118,7 +120,7 @@ class VisionRunner:
         images = self._decoding[row_id].result()
         self._seeing.check(sequence.prompt.token_ids, images)
         inputs = self._seeing.inputs(images)
-        sight = Sight(self._seeing, mx.array([sequence.input_ids]), inputs)
+        sight = Sight(self._seeing, sequence.prompt.token_ids, inputs, sequence.prompt.resume_ids)
         row = Row(
             sequence,
             RowSampler(sequence.prompt, sequence.end_ids, self._vocab_size),
@@ -137,12 +139,17 @@ class VisionRunner:
         return [_taken(row, *self._draw(row, row.sight.last_logits()))]
 
     def _draw(self, row: Row, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """The next token (1,) and the log-probabilities (1, vocabulary) that it was drawn from."""
+        """The next token (1,), and the log-probabilities (1, vocabulary) of all of them."""
         context = [*row.sequence.prompt.token_ids, *row.output]
         for process in row.sampler.processors:
             logits = process(mx.array(context), logits)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return row.sampler.sampler(logprobs), logprobs
+        if row.sequence.guide is None:
+            return row.sampler.sampler(logprobs), logprobs
+        bits = np.unpackbits(row.sequence.guide.mask().view(np.uint8), bitorder="little")
+        allowed = mx.array(bits[None, : self._vocab_size].astype(bool))
+        masked = mx.where(allowed, logits, -mx.inf)
+        return row.sampler.sampler(masked - mx.logsumexp(masked, axis=-1, keepdims=True)), logprobs
 
 
 def _taken(row: Row, drawn: mx.array, logprobs: mx.array) -> RowToken:
@@ -150,9 +157,19 @@ def _taken(row: Row, drawn: mx.array, logprobs: mx.array) -> RowToken:
     row.token = int(token)
     row.output.append(row.token)
     [chosen] = as_floats(logprobs[0, row.token : row.token + 1])
-    error = NOT_FINITE if math.isnan(chosen) else row.sampler.error
+    error = NOT_FINITE if math.isnan(chosen) else row.sampler.error or _refused(row, row.token)
     logprob = None if error else row.sampler.take_logprob(row.token, logprobs)
     return RowToken(row.sequence.prompt.id, row.token, logprob, error)
+
+
+def _refused(row: Row, token: int) -> str | None:
+    """Tell the row's guide, and what it objects to."""
+    if row.sequence.guide is not None:
+        try:
+            row.sequence.guide.accept(token)
+        except GuideFailed as failure:
+            return str(failure)
+    return None
 
 
 def _progress(row: Row) -> tuple[int, int]:

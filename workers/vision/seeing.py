@@ -32,7 +32,7 @@ class Seeing:
     @property
     def vocab_size(self) -> int:
         """The width of the logits, from a forward of one token."""
-        sight = Sight(self, mx.array([[0]]), {})
+        sight = Sight(self, [0], {})
         return int(sight.last_logits().shape[-1])
 
     def check(self, token_ids: Sequence[int], images: Sequence[Image.Image]) -> None:
@@ -50,13 +50,19 @@ class Seeing:
 
 
 class Sight:
-    """One sequence: what it has read, and its cache. `token_ids` is (1, tokens)."""
+    """One sequence: what it has read, and its cache. Behind the prompt stands what an earlier attempt has `said`.
 
-    def __init__(self, seeing: Seeing, token_ids: mx.array, inputs: dict[str, mx.array]) -> None:
+    What was said is read as it was drawn, token by token: a mark of an image in it stands for no image.
+    """
+
+    def __init__(
+        self, seeing: Seeing, prompt: Sequence[int], inputs: dict[str, mx.array], said: Sequence[int] = ()
+    ) -> None:
         self._language = seeing.network.language_model
         self.cache = make_prompt_cache(self._language)
         self._kept: dict[str, Any] = dict.fromkeys(KEPT_BY_NETWORK)
-        self._ids = token_ids
+        self._ids = token_ids = mx.array([prompt])
+        self._said = [*said]
         pixels = inputs.get("pixel_values")
         more = {name: value for name, value in inputs.items() if name != "pixel_values"}
         with self._as_this_sequence():
@@ -67,25 +73,35 @@ class Sight:
 
     @property
     def unread_tokens(self) -> int:
-        """Tokens of the prompt that `read` and `last_logits` have not computed."""
-        return int(self._embeddings.shape[1])
+        """Tokens that `read` and `last_logits` have not computed."""
+        return int(self._ids.shape[1]) + len(self._said)
 
     def read(self, tokens: int) -> None:
-        """Compute so many tokens of the prompt, but never its last one."""
-        tokens = min(tokens, self.unread_tokens - 1)
-        if tokens > 0:
+        """Compute up to so many tokens, but never the last one."""
+        prompt_tokens = int(self._ids.shape[1])
+        tokens = min(tokens, self.unread_tokens - 1, prompt_tokens or len(self._said))
+        if tokens <= 0:
+            return
+        if prompt_tokens:
             self._forward(self._ids[:, :tokens], self._embeddings[:, :tokens], n_to_process=tokens)
-            mx.eval([cache.state for cache in self.cache])
             self._ids, self._embeddings = self._ids[:, tokens:], self._embeddings[:, tokens:]
+        else:
+            self._context = {}
+            self._forward(mx.array([self._said[:tokens]]), None)
+            self._said = self._said[tokens:]
+        mx.eval([cache.state for cache in self.cache])
 
     def last_logits(self) -> mx.array:
-        """Logits (1, vocabulary) behind the prompt, of which only the last token is left to be computed."""
+        """Logits (1, vocabulary) behind all that is to be read, of which only the last token is left to be computed."""
+        if self._said:
+            return self.next_logits(self._said.pop())
         logits = self._forward(self._ids, self._embeddings)
-        self._context = {}
+        self._ids, self._context = self._ids[:, 1:], {}
         return logits
 
     def next_logits(self, token: int) -> mx.array:
         """Logits (1, vocabulary) behind one more token."""
+        self._context = {}
         return self._forward(mx.array([[token]]), None)
 
     def _forward(self, token_ids: mx.array, embeddings: mx.array | None, **more: Any) -> mx.array:

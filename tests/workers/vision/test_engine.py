@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,12 @@ from workers.engine import (
     Engine,
     Fault,
     FinishReason,
+    Grammar,
+    GrammarKind,
     InvalidPrompt,
     LoadedEngine,
     SamplingParams,
+    StopRule,
     UnsupportedModel,
     make_engine,
 )
@@ -117,6 +121,46 @@ def test_sampling_is_seeded_and_logprobs_are_of_the_drawn_tokens(loaded: LoadedE
     assert len(drawn["b/0"]) == TOKENS
     [rest] = run(engine, [replace(greedy, id="c/0", sampling=sampling, resume_ids=tuple(drawn["b/0"][:5]))]).values()
     assert drawn["b/0"][5:] == rest
+
+
+def test_a_mark_of_an_image_that_was_said_stands_for_no_image(loaded: LoadedEngine) -> None:
+    engine, info = loaded
+    assert info.image_rule is not None
+    mark = int(info.image_rule["token_id"])
+    whole = prompt("a/0", info, TEXT, [picture(1)])
+    rest = run(engine, [replace(whole, resume_ids=(mark,) * 4)])["a/0"]
+    again = run(engine, [replace(whole, id="a/1", resume_ids=(mark,) * 4 + tuple(rest[:3]))])["a/1"]
+    assert len(rest) == TOKENS - 4
+    assert again == rest[3:]
+
+
+def test_a_grammar_binds_what_is_said_of_an_image(loaded: LoadedEngine) -> None:
+    engine, info = loaded
+    bound = replace(
+        prompt("a/0", info, TEXT, [picture(1)]),
+        grammar=Grammar(GrammarKind.REGEX, "[0-9]{4}-(cat|dog)"),
+        stop=StopRule(max_tokens=40),
+        logprobs=0,
+    )
+    free = prompt("a/1", info, TEXT, [picture(1)])
+    expected = run(engine, [free])["a/1"]
+    said = ""
+    drawn: list[int] = []
+    other: list[int] = []
+    engine.submit(bound)
+    engine.submit(free)
+    while engine.has_work:
+        for chunk in engine.step():
+            assert chunk.error is None
+            if chunk.prompt_id == "a/1":
+                other += chunk.token_ids
+            else:
+                said += chunk.text
+                drawn += chunk.token_ids
+    assert re.fullmatch("[0-9]{4}-(cat|dog)", said)
+    assert other == expected
+    resumed = replace(bound, id="a/2", resume_ids=tuple(drawn[:5]))
+    assert drawn[:5] + run(engine, [resumed])["a/2"] == drawn
 
 
 def test_a_text_model_takes_no_images(loaded: LoadedEngine) -> None:
