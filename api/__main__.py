@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import resource
 import signal
 import socket
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 from api.app import create_app
 from api.connections import SEND_BUFFER_BYTES, ConnectionLimits, connection_class, watch_over
 from api.drain import Drain
+from api.first_key import first_key_file, make_first_key
 from scheduler.errors import UnsupportedServer
 from scheduler.process import announce_ready, configure_logs, watch_parent
 from scheduler.servers import require_server
@@ -47,9 +47,10 @@ class Server(uvicorn.Server):
         self._drain = Drain()
         self._stopping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._app = create_app(settings, self._drain)
         super().__init__(
             uvicorn.Config(
-                create_app(settings, self._drain),
+                self._app,
                 host=settings.host,
                 port=settings.port,
                 http=connection_class(_limits(settings)),
@@ -84,7 +85,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._watching = asyncio.create_task(watch_over(self.server_state.connections), name="connections")
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        announce_ready(role="api", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        file = first_key_file(self._settings)
+        first_key = str(file) if file.exists() else ""
+        announce_ready(role="api", url=url, open=self._app.state.node.admission.is_open, first_key=first_key)
 
     async def _stop(self) -> None:
         self._drain.begin()
@@ -98,6 +102,8 @@ class Server(uvicorn.Server):
 async def serve(settings: ApiSettings, listener: socket.socket) -> None:
     """Serve until stopped. Raises UnsupportedServer."""
     await require_server(settings.redis)
+    if settings.is_public and not settings.insecure and settings.own_key is None:
+        await make_first_key(settings)
     await Server(settings).serve([listener])
 
 
@@ -124,20 +130,7 @@ def refusal(settings: ApiSettings) -> str | None:
     """Why these settings must not be served, or None."""
     if settings.api_key is not None and not settings.api_key.get_secret_value().strip():
         return "FARM_API_KEY is empty; set a key or unset the variable."
-    if settings.api_key is None and not settings.insecure and not is_loopback(settings.host):
-        return (
-            f"Refusing to serve on {settings.host} without a key: anybody who reaches this address could use it. "
-            "Set FARM_API_KEY, or FARM_INSECURE=true if that is what you want."
-        )
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Is this address reachable from this machine only?"""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

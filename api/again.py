@@ -19,7 +19,7 @@ from scheduler.requests import JobRequest
 async def run_again(node: Node, call: Call, job: KnownJob) -> Accepted:
     """Accept the job's request as a new async job; a dead job leaves the dead letters with it, and runs again once.
 
-    Raises ApiError for a job that has not ended or whose body is gone, and what `accept` raises.
+    Raises ApiError for a job that has not ended or whose body is gone, Forbidden, and what `accept` raises.
     """
     if not job.ended:
         raise ApiError(409, f"Job {job.id} is {job.state}; only ended jobs can be retried.", code="job_not_ended")
@@ -36,18 +36,19 @@ async def run_again(node: Node, call: Call, job: KnownJob) -> Accepted:
 
 def _again(node: Node, job: KnownJob, request: JobRequest, call: Call) -> NewJob:
     """The same request, on the same route."""
-    record, snapshot = job.record, job.snapshot or {}
+    record, snapshot, model_asked = job.record, job.snapshot or {}, RenderingNote.of(request.rendering).model
     lane = record.lane if record else Lane(snapshot.get("lane", Lane.NORMAL))
+    call.caller.require_model(model_asked)
     return NewJob(
         id=new_job_id(node.settings.shards),
         request=request,
         pool=request.model,
         tenant=call.caller.tenant,
-        lane=call.lane or lane,
+        lane=call.caller.lane(call.lane, lane),
         route=record.route if record else "",
         rule_version=record.rule_version if record else 0,
         routing=record.routing if record else {},
-        model_asked=RenderingNote.of(request.rendering).model,
+        model_asked=model_asked,
         request_id=call.request_id,
         durable=True,
         deadline_ms=round((call.timeout_s or 0) * 1000),

@@ -10,12 +10,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from api import audit, dead_letters, health, jobs, models
+from api.admin import changes
+from api.admin import keys as admin_keys
 from api.admin import models as admin_models
 from api.admin import rules as admin_rules
 from api.admin import tenants as admin_tenants
 from api.anthropic import batches as message_batches
 from api.anthropic import routes as anthropic_routes
 from api.anthropic.errors import refusal
+from api.authorization import Authorization
 from api.bodies import invalid_body
 from api.door import Door
 from api.drain import Drain
@@ -27,6 +30,7 @@ from api.openai import batches, files, routes, stored, tokenizing
 from api.openai.responses import routes as responses
 from api.vectors import routes as vector_routes
 from scheduler.errors import FarmError
+from scheduler.key_ring import KeyRing
 from scheduler.settings import ApiSettings
 
 FORM_BYTES = 64 * 1024
@@ -35,11 +39,11 @@ FORM_BYTES = 64 * 1024
 
 def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     """Build the application; its clients are opened when it starts. `drain` lets the process end it in order."""
-    drain, metrics = drain or Drain(), Metrics()
+    drain, metrics, ring = drain or Drain(), Metrics(), KeyRing()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_node(settings, metrics, drain) as node:
+        async with open_node(settings, metrics, drain, ring) as node:
             app.state.node = node
             yield
 
@@ -50,13 +54,13 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    admission, limit_bytes = admission_of(settings), settings.body_limit_bytes
+    authorization, limit_bytes = Authorization(admission_of(settings, ring)), settings.body_limit_bytes
     uploads = {
         "/v1/files": settings.file_limit_bytes + FORM_BYTES,
         "/v1/messages/batches": settings.batch_input_bytes,
     }
     app.add_middleware(
-        Gate, admission=admission, drain=drain, door=Door(), body_limit_bytes=limit_bytes, uploads=uploads
+        Gate, authorization=authorization, drain=drain, door=Door(), body_limit_bytes=limit_bytes, uploads=uploads
     )
     app.add_middleware(RequestFrame, metrics=metrics)
     app.add_exception_handler(FarmError, _farm_error)
@@ -64,7 +68,7 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
     inference = (models, routes, stored, tokenizing, responses, anthropic_routes, vector_routes)
-    farm = (dead_letters, jobs, audit, admin_models, admin_rules, admin_tenants)
+    farm = (dead_letters, jobs, audit, admin_models, admin_rules, admin_tenants, admin_keys, changes)
     for module in (health, *inference, files, batches, message_batches, *farm):
         app.include_router(module.router)
     return app

@@ -16,13 +16,17 @@ from scheduler.errors import (
     ContextTooLong,
     FarmError,
     FileTooLarge,
+    Forbidden,
     IdempotencyConflict,
     ImagesMisplaced,
     InvalidKey,
     InvalidQuery,
     InvalidRule,
+    InvalidTerms,
+    KeyEnded,
     LogRewritten,
     OverLimit,
+    PepperUnusable,
     QueueFull,
     QueueUnavailable,
     QuotaExceeded,
@@ -30,9 +34,11 @@ from scheduler.errors import (
     RecordUnavailable,
     RulesMoved,
     TemplateRefused,
+    TooManyFailures,
     UnknownBatch,
     UnknownFile,
     UnknownJob,
+    UnknownKey,
     UnknownModel,
     UnknownRules,
 )
@@ -134,6 +140,12 @@ _ANSWERS: Mapping[type[FarmError], _Answer] = {
     ImagesMisplaced: _Answer(400, "images_misplaced", param="messages"),
     TemplateRefused: _Answer(400, "template_refused", param="messages"),
     InvalidKey: _Answer(401, "invalid_api_key", "authentication_error"),
+    TooManyFailures: _Answer(429, "too_many_wrong_keys", "authentication_error"),
+    Forbidden: _Answer(403, "permission_denied", "permission_error"),
+    InvalidTerms: _Answer(400, "invalid_key_terms"),
+    UnknownKey: _Answer(404, "key_not_found"),
+    PepperUnusable: _Answer(500, "pepper_unusable", SERVER_ERROR),
+    KeyEnded: _Answer(409, "key_ended", "conflict_error"),
     RecordUnavailable: _Answer(503, "record_unavailable", SERVER_ERROR),
     UnknownFile: _Answer(404, "file_not_found"),
     FileTooLarge: _Answer(413, "request_too_large", param="file"),
@@ -150,9 +162,8 @@ _OTHER = _Answer(500, "internal_error", SERVER_ERROR)
 def api_error(error: FarmError) -> ApiError:
     """An error of the core as HTTP; subclasses answer like their nearest listed class."""
     answer = next((_ANSWERS[cls] for cls in type(error).__mro__ if cls in _ANSWERS), _OTHER)
-    return ApiError(
-        answer.status, str(error), kind=answer.kind, param=answer.param, code=answer.code, headers=_headers(error)
-    )
+    param = error.param if isinstance(error, InvalidTerms) else answer.param
+    return ApiError(answer.status, str(error), kind=answer.kind, param=param, code=answer.code, headers=_headers(error))
 
 
 def end_error(end: End) -> JobEnded:
@@ -178,6 +189,8 @@ def end_error(end: End) -> JobEnded:
 
 
 def _headers(error: FarmError) -> dict[str, str]:
+    if isinstance(error, TooManyFailures):
+        return {"retry-after": str(math.ceil(error.retry_after_s)), "x-should-retry": "false"}
     if isinstance(error, InvalidKey):
         return {"www-authenticate": "Bearer"}
     standing = limit_headers(error.standing) if isinstance(error, RateLimited | OverLimit) else {}

@@ -6,24 +6,20 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.anthropic.errors import refusal, speaks_anthropic
+from api.authorization import Authorization
 from api.door import Door
 from api.drain import Drain
 from api.errors import ApiError, Draining, api_error
 from api.metrics import Metrics
-from scheduler.admission import Admission
-from scheduler.errors import InvalidKey
+from scheduler.errors import FarmError
 
 log = structlog.get_logger()
-
-OPEN_PATHS = frozenset({"/", "/health", "/livez", "/readyz", "/version"})
-"""Served without a key and while draining; /metrics too while draining."""
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 
@@ -77,7 +73,8 @@ class RequestFrame:
 
 
 class Gate:
-    """Refuses before the body is read: a draining node, a wrong key or content type; and bodies over the limit.
+    """Refuses before the body is read: a draining node, a caller who may not, a wrong content type; also a body over
+    its limit.
 
     A request with a JSON body goes in when the body is here and its turn has come. `uploads` are paths whose bodies
     are of any type, have a limit of their own and are read by their endpoint, piece by piece.
@@ -86,14 +83,14 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
-        admission: Admission,
+        authorization: Authorization,
         drain: Drain,
         door: Door,
         body_limit_bytes: int,
         uploads: Mapping[str, int],
     ) -> None:
         self._app = app
-        self._admission = admission
+        self._authorization = authorization
         self._drain = drain
         self._door = door
         self._limit_bytes = body_limit_bytes
@@ -127,14 +124,16 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         path = scope["path"]
-        if path in OPEN_PATHS:
+        if self._authorization.is_open(scope):
             return None
         if self._drain.draining and path != "/metrics":
             return Draining()
         try:
-            scope["state"]["caller"] = self._admission.authenticate(presented_key(headers))
-        except InvalidKey as error:
+            scope["state"]["caller"] = self._authorization.caller(scope, headers)
+        except FarmError as error:
             return api_error(error)
+        except ApiError as error:
+            return error
         if int(headers.get("content-length", "0") or 0) > self._limit(scope):
             return too_large(self._limit(scope))
         if path in self._uploads:
@@ -180,15 +179,6 @@ async def _received(receive: Receive) -> Receive:
         return await receive() if message is None else message
 
     return receive_again
-
-
-def presented_key(headers: Any) -> str | None:
-    """The key of `Authorization: Bearer` or `x-api-key`."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return str(token.strip())
-    key = headers.get("x-api-key")
-    return str(key) if key else None
 
 
 def has_body(headers: Headers) -> bool:

@@ -11,6 +11,8 @@ from api.anthropic.models import model_info, model_page
 from api.bodies import JsonResponse
 from api.node import CurrentNode
 from api.openai.models import model_object
+from scheduler.admission import Caller
+from scheduler.errors import UnknownModel
 from scheduler.models import ModelCard, Served
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -24,12 +26,14 @@ async def list_models(
     after_id: str | None = None,
     before_id: str | None = None,
 ) -> Response:
-    """All models that a worker serves now, each with its adapters behind it.
+    """All models that a worker serves now and that the key may use, each with its adapters behind it.
 
     OpenAI's list with vLLM's extras; Anthropic's pages (`limit`, `after_id`, `before_id`) for callers that send
     `anthropic-version`.
     """
-    served = [served for card in await node.catalog.cards() for served in _with_adapters(card)]
+    caller: Caller = request.state.caller
+    known = [served for card in await node.catalog.cards() for served in _with_adapters(card)]
+    served = [each for each in known if caller.sees_model(each.adapter or each.card.name)]
     if speaks_anthropic(request.scope):
         return JsonResponse(model_page(served, limit=limit, after_id=after_id, before_id=before_id))
     return JsonResponse({"object": "list", "data": [model_object(each) for each in served]})
@@ -38,6 +42,9 @@ async def list_models(
 @router.get("/{model_id:path}")
 async def get_model(model_id: str, node: CurrentNode, request: Request) -> Response:
     """One model; names may contain slashes."""
+    caller: Caller = request.state.caller
+    if not caller.sees_model(model_id):
+        raise UnknownModel(model_id, [])
     served = await node.catalog.find(model_id)
     return JsonResponse(model_info(served) if speaks_anthropic(request.scope) else model_object(served))
 

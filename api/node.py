@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from api.drain import Drain
 from api.formats import PromptFormats
 from api.images import ImageSource
+from api.key_watch import KeyWatch
 from api.metrics import Metrics
 from api.rules import RuleBook
 from scheduler.admission import Admission
@@ -24,8 +25,11 @@ from scheduler.batches.records import Batches
 from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
 from scheduler.files import FileStore
+from scheduler.key_ring import KeyRing
+from scheduler.key_store import KeyStore
 from scheduler.limits import Limiter
 from scheduler.models import ModelCatalog
+from scheduler.pepper import Pepper
 from scheduler.process import cancel_all
 from scheduler.queue import JobQueue
 from scheduler.rule_record import RuleRecord
@@ -56,6 +60,9 @@ class Node:
     files: FileStore
     batches: Batches
     rules: RuleBook
+    admission: Admission
+    keys: KeyStore
+    key_watch: KeyWatch
     board: WorkerBoard
     drain: Drain
     metrics: Metrics
@@ -75,13 +82,17 @@ class Node:
 
 
 @asynccontextmanager
-async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> AsyncIterator[Node]:
-    """Open all clients (lazily: neither Redis nor SQL need to answer now) and close them at the end."""
+async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain, ring: KeyRing) -> AsyncIterator[Node]:
+    """Open all clients (lazily: neither Redis nor SQL need to answer now) and close them at the end.
+
+    `ring` is kept up to date meanwhile.
+    """
     redis, blocking = command_client(settings.redis), blocking_client(settings.redis)
     engine = open_database(settings.database)
     queue = JobQueue(redis, shards=settings.shards, policy=settings.queue_policy)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(",", "_")
-    catalog, store = ModelCatalog(redis), Store(engine)
+    catalog, store, pepper = ModelCatalog(redis), Store(engine), Pepper(settings)
+    keys = KeyStore(engine, pepper)
     node = Node(
         name=name,
         settings=settings,
@@ -98,22 +109,29 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain) -> As
         files=FileStore(engine, settings.files_path),
         batches=Batches(engine),
         rules=RuleBook(RuleRecord(engine)),
+        admission=admission_of(settings, ring),
+        keys=keys,
+        key_watch=KeyWatch(keys, pepper, ring),
         board=WorkerBoard(redis),
         drain=drain,
         metrics=metrics,
         images=ImageSource(remote=settings.remote_images, trusted=settings.trusted_image_hosts),
     )
+    await node.key_watch.refresh()
     await node.listener.start()
     refreshing = asyncio.create_task(node.rules.run(), name="rules")
-    cards = asyncio.create_task(catalog.keep_fresh(), name="model-cards")
-    telling = asyncio.create_task(node.told.run(), name="told-ends")
+    watching = [
+        asyncio.create_task(catalog.keep_fresh(), name="model-cards"),
+        asyncio.create_task(node.told.run(), name="told-ends"),
+        asyncio.create_task(node.key_watch.run(), name="keys"),
+    ]
     try:
         yield node
     finally:
         node.rules.stop()
         await asyncio.wait([refreshing], timeout=2.0)
         refreshing.cancel()
-        await cancel_all([cards, telling])
+        await cancel_all(watching)
         await node.finish_errands()
         await node.listener.close()
         await engine.dispose()
@@ -130,6 +148,7 @@ async def current_node(request: Request) -> Node:
 CurrentNode = Annotated[Node, Depends(current_node)]
 
 
-def admission_of(settings: ApiSettings) -> Admission:
+def admission_of(settings: ApiSettings, ring: KeyRing) -> Admission:
     """The key check, and the limits, that these settings ask for."""
-    return Admission(settings.api_key.get_secret_value() if settings.api_key else None, settings.limits)
+    never_open = settings.is_public and not settings.insecure
+    return Admission(settings.own_key, settings.limits, ring, never_open=never_open)

@@ -64,11 +64,12 @@ async def serving(node: Node, asked: Asked) -> Serving:
 
 
 def asked_of(draft: Draft, call: Call) -> Asked:
-    """What the rules look at."""
+    """What the rules look at. Raises Forbidden for a model or a lane that the caller's key may not use."""
+    call.caller.require_model(draft.model)
     outline = draft.outline(call.session)
     return Asked(
         model=draft.model,
-        lane=call.lane or draft.lane,
+        lane=call.caller.lane(call.lane, draft.lane),
         tenant=call.caller.tenant,
         key=call.caller.key_id,
         prompt_tokens=outline.prompt_tokens,

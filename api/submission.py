@@ -16,6 +16,7 @@ from api.errors import ApiError
 from api.kinds import check_task
 from api.node import Node
 from api.serving import asked_of, serving
+from scheduler.admission import cache_salt_of
 from scheduler.backpressure import Limits, Standing
 from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
 from scheduler.job_ids import new_job_id
@@ -54,14 +55,15 @@ class Accepted:
 async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaited: bool = False) -> NewJob:
     """Everything before the queue; `awaited`: somebody waits for the answer of a durable job.
 
-    Raises ApiError, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable.
+    Raises ApiError, Forbidden, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable.
     """
     found = await serving(node, asked_of(draft, call))
     route, card = found.route, found.card
     check_task(draft.kind, card)
     await node.images.load(draft.shown, card)
     prompts = await node.formats.get(card)
-    request = replace(await draft.request(card, prompts, route), adapter=found.adapter)
+    salt = cache_salt_of(call.caller.tenant, shared=node.settings.share_prefixes)
+    request = replace(await draft.request(card, prompts, route), adapter=found.adapter, cache_salt=salt)
     key = call.idempotency_key
     return NewJob(
         id=_job_id(node.settings.shards, call.caller.tenant, key),

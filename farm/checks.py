@@ -164,14 +164,14 @@ def models() -> Finding:
 
 def key(settings: ApiSettings) -> Finding:
     """A key, where others can reach the API."""
-    if settings.api_key is not None:
-        return Finding("key", Verdict.OK, "set: every request must bring it")
-    if settings.host in ("127.0.0.1", "::1", "localhost"):
-        return Finding("key", Verdict.OK, f"none; only this machine can reach {settings.host}")
-    fix = "export FARM_API_KEY=$(openssl rand -hex 24)"
-    return Finding(
-        "key", Verdict.WARN if settings.insecure else Verdict.FAIL, f"none, and {settings.host} is public", fix
-    )
+    if settings.own_key is not None:
+        return Finding("key", Verdict.OK, "FARM_API_KEY is set: every request must bring it, or a key of mlx-farm keys")
+    if not settings.is_public:
+        return Finding("key", Verdict.OK, f"no FARM_API_KEY; only this machine can reach {settings.host}")
+    if settings.insecure:
+        found = f"{settings.host} is public, and FARM_INSECURE serves everybody until there are keys"
+        return Finding("key", Verdict.WARN, found, "mlx-farm keys create --role admin first")
+    return Finding("key", Verdict.OK, f"{settings.host} is public; the first start makes a key, if there is none")
 
 
 def _probe(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import typer
 
@@ -90,12 +91,11 @@ def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # "all addresses" is none to call
     about = ready["worker"]
     model = str(about.get("model") or worker.model)
-    key = api.api_key is not None
-    header = ' -H "Authorization: Bearer $FARM_API_KEY"' if key else ""
+    header = "" if ready["api"].get("open") else ' -H "Authorization: Bearer $FARM_API_KEY"'
     more = [str(about["model"]) for name, about in ready.items() if name.endswith("-worker")]
     facts = {
         "API": f"{url}/v1   docs {url}/docs   metrics {url}/metrics",
-        "Auth": "a key is required (FARM_API_KEY)" if key else "none: whoever reaches this address may use it",
+        "Auth": _auth(ready["api"]),
         "Model": f"{model} ({about.get('engine', 'engine unknown')}; BLAS: {about.get('blas', 'unknown')})",
         **({"Beside": ", ".join(more)} if more else {}),
         "Queue": "embedded Valkey" if not api.redis_url else config.masked(api.redis_url),
@@ -111,6 +111,14 @@ def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home
     with suppress(BrokenPipeError):
         typer.echo("\n".join(lines))
         sys.stdout.flush()
+
+
+def _auth(api: Mapping[str, Any]) -> str:
+    if api.get("open"):
+        return "none: whoever reaches this address may use it (mlx-farm keys create)"
+    if api.get("first_key"):
+        return f"a key is required; the first one is in {api['first_key']}: keep it elsewhere, delete the file"
+    return "a key is required (export FARM_API_KEY=…)"
 
 
 def main() -> None:

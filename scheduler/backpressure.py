@@ -39,11 +39,12 @@ def wait_s(*, bound: int, used: int, needed: int, drained_per_s: float, draw: fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one key may use, in a minute and at once; 0: no limit."""
+    """What one key may use, in a minute, in a day and at once; 0: no limit."""
 
     requests_per_minute: int = 0
     input_tokens_per_minute: int = 0
     output_tokens_per_minute: int = 0
+    tokens_per_day: int = 0
     concurrent_jobs: int = 0
 
     def __bool__(self) -> bool:

@@ -8,7 +8,13 @@ FarmError
 ├── NoLease                 a worker claims without a live lease
 ├── LogShortened            a job cannot be ended: the queue lost the end of its token log
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
-├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, InvalidKey
+├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, UnknownKey
+├── InvalidKey              no key, or one that opens nothing
+│   └── TooManyFailures     wrong keys, again and again, from one address
+├── Forbidden               a key that may not do this: its role, its models or its lanes
+├── InvalidTerms            a key that cannot be made so
+├── KeyEnded                an expired or revoked key cannot be rotated
+├── PepperUnusable          the secret that keys are checked with is not as it should be
 ├── ContextTooLong, TemplateRefused, UnsupportedServer
 ├── AnswerDiverged          a resumed job went on with other tokens than those already told
 ├── LogRewritten            the queue forgot frames that a client has read
@@ -155,10 +161,55 @@ class ImagesMisplaced(FarmError):
 
 
 class InvalidKey(FarmError):
-    """The API key is missing or wrong."""
+    """The API key is missing, wrong or has ended."""
 
-    def __init__(self) -> None:
-        super().__init__("Missing or wrong API key. Send it as 'Authorization: Bearer <key>' or as 'x-api-key'.")
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message or "Missing or wrong API key. Send it as 'Authorization: Bearer <key>' or as 'x-api-key'."
+        )
+
+
+class TooManyFailures(InvalidKey):
+    """Wrong keys, again and again, from one address."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(
+            f"Too many wrong API keys came from this address. Correct the key, and try again in {retry_after_s:.0f} s."
+        )
+        self.retry_after_s = retry_after_s
+
+
+class Forbidden(FarmError):
+    """The key is valid, but does not open this."""
+
+
+class InvalidTerms(FarmError):
+    """A key cannot be made with these terms."""
+
+    def __init__(self, param: str, allowed: str) -> None:
+        super().__init__(f"Invalid {param!r} of a key: it must be {allowed}.")
+        self.param = param
+
+
+class UnknownKey(FarmError):
+    """No key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"No key {key_id!r} is known here. GET /admin/keys lists them.")
+
+
+class KeyEnded(FarmError):
+    """The key cannot be used any more, nor made usable."""
+
+    def __init__(self, key_id: str, state: str) -> None:
+        super().__init__(f"The key {key_id} is {state}. Create another: mlx-farm keys create.")
+
+
+class PepperUnusable(FarmError):
+    """The secret that keys are checked with is not as it should be."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"The pepper ({where}) {why}.")
 
 
 class RecordUnavailable(FarmError):

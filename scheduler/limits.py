@@ -1,4 +1,4 @@
-"""Limits of keys, in one round trip: requests and tokens per minute, jobs at once; settled by what jobs really used.
+"""Limits of keys, in one round trip: per minute, per day, and jobs at once; settled by what jobs really used.
 
 A job is charged at the door for its prompt and for the answer it asks for. The script that ends it notes what it used
 in its shard (`{shard}used`); whoever comes first, the API node that answers or the scheduler, settles the difference.
@@ -27,11 +27,13 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "requests": ("requests_per_minute", "requests per minute"),
     "input": ("input_tokens_per_minute", "input tokens per minute"),
     "output": ("output_tokens_per_minute", "output tokens per minute"),
+    "day": ("tokens_per_day", "tokens per day"),
     "concurrent": ("concurrent_jobs", "jobs at once"),
 }
 """The scripts' names of limits: the field of `Limits`, and how to say it."""
 
 BATCH = 100
+DAY_S = 86400.0
 
 
 class Limiter:
@@ -49,12 +51,15 @@ class Limiter:
     ) -> Standing:
         """Charge a job to a budget (the key's id); its place is free again after `keep_s`, come what may.
 
-        More output than a minute's worth is charged as a minute's worth: it is an estimate.
+        More output than a minute's (or a day's) worth is charged as that much: it is an estimate.
         Raises RateLimited, OverLimit; nothing was charged then.
         """
         if limits.output_tokens_per_minute:
             output_tokens = min(output_tokens, limits.output_tokens_per_minute)
-        amounts = {"requests": 1, "input": input_tokens, "output": output_tokens}
+        if limits.tokens_per_day:
+            output_tokens = min(output_tokens, max(0, limits.tokens_per_day - input_tokens))
+        tokens = input_tokens + output_tokens
+        amounts = {"requests": 1, "input": input_tokens, "output": output_tokens, "day": tokens}
         args: list[str | int] = [job_id, round(keep_s * 1000), limits.concurrent_jobs]
         for kind, amount in amounts.items():
             args += [getattr(limits, KINDS[kind][0]), amount]
@@ -114,5 +119,6 @@ def _refusal(
     limit: int = getattr(limits, field)
     if amounts.get(kind, 0) > limit:
         return OverLimit(limit, words, amounts[kind], standing)
-    wait_s = min(max(wait_s, SHORTEST_S), LONGEST_S) * (1 + SPREAD * random.random())
+    longest_s = DAY_S if kind == "day" else LONGEST_S
+    wait_s = min(max(wait_s, SHORTEST_S), longest_s) * (1 + SPREAD * random.random())
     return RateLimited(limit, words, standing, wait_s)

@@ -47,7 +47,7 @@ class JobRequest:
 
     `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones.
     `adapter` names one of the model's adapters, None for the model as it is.
-    The text of every answer obeys the `grammar`.
+    The text of every answer obeys the `grammar`. Cached prefixes are shared among jobs of one `cache_salt` only.
     `images` are the files that the one prompt shows, in order; `image_count` says how many there are also where only
     the rest of the body was read.
     For a model of vectors: `second_at` says of each prompt where a pair's second text begins (empty: no pairs),
@@ -63,6 +63,7 @@ class JobRequest:
     stopping: Stopping
     logprobs: int | None = None
     adapter: str | None = None
+    cache_salt: str = ""
     grammar: Grammar | None = None
     second_at: tuple[int, ...] = ()
     dimensions: int | None = None

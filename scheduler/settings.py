@@ -5,6 +5,7 @@ Order: flag (set by the command line as environment) > environment > ./farm.toml
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +21,7 @@ from pydantic_settings import (
 
 from scheduler.addresses import Kind, read_address
 from scheduler.backpressure import Limits
+from scheduler.keys import key_id_of
 from scheduler.scripts import QueuePolicy
 
 LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
@@ -38,6 +40,9 @@ class FarmSettings(BaseSettings):
         description="Redis 6.2+ or Valkey: a server, sentinels or a cluster; empty: the embedded Valkey's Unix socket.",
     )
     database_url: str = Field("", description="sqlite+aiosqlite:// or postgresql+asyncpg://; empty: home/farm.db.")
+    key_pepper: SecretStr | None = Field(
+        None, description="Secret that API keys are checked with, one for all nodes; unset: the file home/pepper."
+    )
     shards: int = Field(1, ge=1, le=256, description="Queue shards (hash slots); the same on every process.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a terminal.")
@@ -138,8 +143,8 @@ class ApiSettings(FarmSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    api_key: SecretStr | None = Field(None, description="When set, every request must bring it.")
-    insecure: bool = Field(False, description="Allow a public address without a key.")
+    api_key: SecretStr | None = Field(None, description="An admin's key beside those of `mlx-farm keys`.")
+    insecure: bool = Field(False, description="Serve a public address without a key, until there are keys.")
     body_limit_bytes: int = Field(32 * 2**20, gt=0)
     max_connections: int = Field(4096, ge=1, description="Clients' connections at once; more get 503.")
     header_timeout_s: float = Field(10.0, gt=0, description="A request's head must have come within this time.")
@@ -151,7 +156,11 @@ class ApiSettings(FarmSettings):
     limit_requests_per_minute: int = Field(0, ge=0, description="Of one key; 0: no limit.")
     limit_input_tokens_per_minute: int = Field(0, ge=0, description="Prompt tokens not from the cache; 0: no limit.")
     limit_output_tokens_per_minute: int = Field(0, ge=0, description="Generated tokens of one key; 0: no limit.")
+    limit_tokens_per_day: int = Field(0, ge=0, description="Tokens of one key, read and generated; 0: no limit.")
     limit_concurrent_jobs: int = Field(0, ge=0, description="Jobs of one key that have not ended; 0: no limit.")
+    share_prefixes: bool = Field(
+        False, description="Let tenants use each other's cached prefixes: faster, but timing tells what others ask."
+    )
     file_limit_bytes: int = Field(512 * 2**20, gt=0, description="The largest file that may be uploaded.")
     files_quota_bytes: int = Field(16 * 2**30, gt=0, description="What all files of one tenant may take.")
     batch_max_requests: int = Field(100_000, ge=1, description="Requests in one batch.")
@@ -161,6 +170,20 @@ class ApiSettings(FarmSettings):
     image_hosts: str = Field("", description="host:port,… that images may come from although not https or not public.")
     batch_result_ttl_s: float = Field(29 * 86400.0, gt=0, description="How long result files of batches are kept.")
     batch_input_bytes: int = Field(256 * 2**20, gt=0, description="The largest batch, its requests as text.")
+
+    @property
+    def is_public(self) -> bool:
+        """Can other machines reach the address?"""
+        try:
+            return not ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host != "localhost"
+
+    @property
+    def own_key(self) -> str | None:
+        """`api_key`, unless it is a generated key: that is meant for a client in the same shell."""
+        key = self.api_key.get_secret_value() if self.api_key else None
+        return None if key_id_of(key) else key
 
     @property
     def trusted_webhook_hosts(self) -> frozenset[str]:
@@ -179,6 +202,7 @@ class ApiSettings(FarmSettings):
             requests_per_minute=self.limit_requests_per_minute,
             input_tokens_per_minute=self.limit_input_tokens_per_minute,
             output_tokens_per_minute=self.limit_output_tokens_per_minute,
+            tokens_per_day=self.limit_tokens_per_day,
             concurrent_jobs=self.limit_concurrent_jobs,
         )
 

@@ -1,8 +1,7 @@
 """The consumer: takes jobs from the queue, runs them through the engine and writes what comes out to the token logs.
 
 The one place that knows both words: a job's choices become the engine's prompts (`<job id>/<run>/<choice>`), the
-engine's chunks become frames. A run is one claim: what the engine still says of an earlier one is dropped. Every write
-carries the job's token; a fenced answer means that another worker has the job.
+engine's chunks become frames. A run is one claim: what is said of an earlier one is dropped, here and by the fence.
 """
 
 from __future__ import annotations
@@ -340,6 +339,7 @@ def _prompt(job: HeldJob, index: int) -> Prompt:
         resume_ids=tuple(job.choices[index].token_ids),
         priority=PRIORITY[job.claimed.lane],
         adapter=request.adapter,
+        cache_salt=request.cache_salt,
         second_at=request.choice_second_at(index),
         dimensions=request.dimensions,
         images=request.images,

@@ -27,6 +27,7 @@ from scheduler.batches.records import Batch, new_batch_id
 from scheduler.batches.states import CANCELLABLE, ENDED, BatchState, Counts
 from scheduler.errors import QuotaExceeded
 from scheduler.files import INTERNAL, IncomingFile, StoredFile, new_file_id
+from scheduler.jobs import Lane
 
 WINDOW_S = 86_400
 ENDPOINT = "/v1/messages"
@@ -40,6 +41,7 @@ async def create_batch(node: CurrentNode, call: CurrentCall, request: Request) -
 
     `Farm-Webhook: https://…` is told of the end.
     """
+    call.caller.lane(Lane.LOW, Lane.LOW)
     webhook = webhook_of(request, node.settings)
     tenant, quota_bytes = call.caller.tenant, node.settings.files_quota_bytes
     used_bytes = await node.files.used_bytes(tenant)
@@ -57,7 +59,11 @@ async def create_batch(node: CurrentNode, call: CurrentCall, request: Request) -
         created_ms=created_ms,
         expires_ms=created_ms + WINDOW_S * 1000,
         counts=Counts(total=total),
-        options={"webhook": webhook, "result_ttl_s": node.settings.batch_result_ttl_s},
+        options={
+            "key_id": call.caller.key_id,
+            "webhook": webhook,
+            "result_ttl_s": node.settings.batch_result_ttl_s,
+        },
     )
     await node.batches.add(batch, file)
     return JsonResponse(await batch_object(node, batch, request))

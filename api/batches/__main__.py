@@ -19,6 +19,7 @@ from api.drain import Drain
 from api.metrics import Metrics
 from api.node import open_node
 from scheduler.errors import UnsupportedServer
+from scheduler.key_ring import KeyRing
 from scheduler.outbox import Outbox
 from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.servers import require_server
@@ -33,7 +34,7 @@ async def serve(settings: BatchSettings) -> None:
     stop = stop_event()
     await require_server(settings.redis)
     secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
-    async with open_node(settings, Metrics(), Drain()) as node:
+    async with open_node(settings, Metrics(), Drain(), KeyRing()) as node:
         await node.rules.refresh()
         delivery = Delivery(Outbox(node.store.engine), secret, settings.trusted_webhook_hosts)
         errands = Errands(node, Progress(node, settings), delivery, retention_s=settings.batch_retention_s)

@@ -14,7 +14,6 @@ from api.kinds import draft_of
 from api.node import Node
 from api.serving import serving
 from api.submission import prepare
-from scheduler.admission import Caller
 from scheduler.batches.records import Batch
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable, UnknownModel
 from scheduler.jobs import Lane
@@ -57,7 +56,7 @@ async def _prepared(node: Node, batch: Batch, number: int, line: RequestLine, no
     if draft.streamed:
         raise InvalidParameter("body.stream", "A batch's answers are not streamed; leave it out.")
     call = Call(
-        caller=Caller(batch.tenant, ""),
+        caller=node.admission.caller_known_as(batch.options.get("key_id", ""), batch.tenant),
         request_id=request_id(batch, number),
         lane=Lane.LOW,
         timeout_s=max(0.001, (batch.expires_ms - now_ms) / 1000),

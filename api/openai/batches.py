@@ -18,6 +18,7 @@ from api.openai.files import MAX_EXPIRY_S, MIN_EXPIRY_S, list_object
 from scheduler.batches.records import Batch, new_batch_id
 from scheduler.batches.states import CANCELLABLE, BatchState
 from scheduler.errors import UnknownFile
+from scheduler.jobs import Lane
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_CHARS = 64
@@ -54,6 +55,7 @@ async def create_batch(body: NewBatch, node: CurrentNode, call: CurrentCall, req
     `Farm-Webhook: https://…` is told of the end.
     """
     _check(body)
+    call.caller.lane(Lane.LOW, Lane.LOW)
     await _check_input(node, call.caller.tenant, body.input_file_id)
     expiry, created_ms = body.output_expires_after, time.time_ns() // 1_000_000
     batch = Batch(
@@ -67,6 +69,7 @@ async def create_batch(body: NewBatch, node: CurrentNode, call: CurrentCall, req
         expires_ms=created_ms + window_s(body.completion_window) * 1000,
         options={
             "metadata": body.metadata,
+            "key_id": call.caller.key_id,
             "webhook": webhook_of(request, node.settings),
             "result_ttl_s": expiry.seconds if expiry else node.settings.batch_result_ttl_s,
         },

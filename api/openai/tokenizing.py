@@ -76,12 +76,13 @@ async def detokenize(body: DetokenizeRequest, node: CurrentNode, call: CurrentCa
 
 
 async def _format(node: Node, model: str | None, call: Call) -> tuple[ModelCard, PromptFormat]:
-    """Raises UnknownModel, QueueUnavailable, InvalidParameter."""
+    """Raises UnknownModel, Forbidden, QueueUnavailable, InvalidParameter."""
     if model is None:
         cards = await node.catalog.cards()
         if len(cards) != 1:
             raise InvalidParameter("model", f"{len(cards)} models are served; name one.")
         model = cards[0].name
+    call.caller.require_model(model)
     asked = Asked(
         model=model,
         lane=call.lane or Lane.NORMAL,

@@ -1,5 +1,5 @@
 -- Charge a job to its key's limits, whole or not at all. Idempotent by job id until it is settled.
--- ARGV: id keep_ms concurrent(limit; 0: none), then per kind (requests, input, output): limit per minute (0: none), amount
+-- ARGV: id keep_ms concurrent(limit; 0: none), then per kind (requests, input, output, day): limit (0: none), amount
 -- Returns {kind that refuses ('': none), ms to wait, used requests, used input, used output (rounded up), jobs}
 local id, keep_ms, concurrent = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local t = now()
@@ -16,7 +16,7 @@ if redis.call('HEXISTS', LEVEL, 'j:' .. id) == 0 then
   for i, name in ipairs(KINDS) do
     local limit, amount = tonumber(ARGV[2 + 2 * i]), tonumber(ARGV[3 + 2 * i])
     if limit > 0 and used[i] + amount > limit then
-      local ms = (used[i] + amount - limit) / limit * 60000
+      local ms = (used[i] + amount - limit) / limit * PERIOD_MS[i]
       if kind == '' or ms > wait then kind, wait = name, ms end
     end
   end
@@ -29,7 +29,8 @@ if redis.call('HEXISTS', LEVEL, 'j:' .. id) == 0 then
     keep(used, t)
     redis.call('HSET', LEVEL, 'j:' .. id, string.format('%.0f %s %s', t, ARGV[7], ARGV[9]))
     redis.call('ZADD', JOBS, t + keep_ms, id)
-    local ttl = math.max(keep_ms + 3600000, redis.call('PTTL', LEVEL))
+    local flows_ms = tonumber(ARGV[10]) > 0 and DAY_MS or 3600000
+    local ttl = math.max(keep_ms + flows_ms, redis.call('PTTL', LEVEL))
     redis.call('PEXPIRE', LEVEL, string.format('%.0f', ttl))
     redis.call('PEXPIRE', JOBS, string.format('%.0f', ttl))
   end

@@ -5,11 +5,11 @@ local charged = redis.call('HGET', LEVEL, 'j:' .. ARGV[1])
 if not charged then return 0 end
 local began, input, output = string.match(charged, '^(%S+) (%S+) (%S+)$')
 local t = now()
-local used = levels(t)
-local limits = redis.call('HMGET', LEVEL, 'limit:requests', 'limit:input', 'limit:output')
+local used, limits = levels(t), of_each('limit')
 local change = {tonumber(ARGV[2]) - 1, tonumber(ARGV[3]) - tonumber(input), tonumber(ARGV[4]) - tonumber(output)}
+change[4] = change[2] + change[3]
 for i in ipairs(KINDS) do
-  if tonumber(limits[i] or '0') > 0 then used[i] = math.max(0, used[i] + change[i]) end
+  if limits[i] > 0 then used[i] = math.max(0, used[i] + change[i]) end
 end
 keep(used, t)
 if ARGV[2] == '1' then

@@ -221,3 +221,24 @@ async def _settled(farm: Farm) -> bool:
 
 def _fields(limits: Limits) -> dict[str, int]:
     return {name: getattr(limits, name) for name in Limits.__dataclass_fields__}
+
+
+async def test_a_days_tokens_flow_off_over_a_day_and_are_settled(limiter: Limiter, farm: Farm) -> None:
+    day = Limits(tokens_per_day=1000)
+    job_id = make_job().id
+    await admit(limiter, day, job_id, used=(300, 600))
+    with pytest.raises(RateLimited, match="1000 tokens per day") as refused:
+        await admit(limiter, day, used=(100, 100))
+    assert 0.99 * 8640 <= refused.value.retry_after_s <= 8640 * (1 + SPREAD)
+    await limiter._settle(BUDGET, job_id, 1, 300, 100)
+    await admit(limiter, day, used=(300, 300))
+    with pytest.raises(RateLimited):
+        await admit(limiter, day, used=(5, 5))
+    await pass_time(farm.redis, 8640)
+    await admit(limiter, day, used=(50, 49))
+    assert await farm.redis.pttl(LEVEL) > 86_000_000
+
+
+async def test_a_prompt_over_the_day_can_never_be_served(limiter: Limiter) -> None:
+    with pytest.raises(OverLimit, match="tokens per day"):
+        await admit(limiter, Limits(tokens_per_day=100), used=(101, 1))

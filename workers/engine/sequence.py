@@ -59,6 +59,7 @@ class Prompt:
     `resume_ids` are tokens that an earlier attempt has already emitted; generation continues behind them.
     `priority`: where memory runs out, sequences of a higher one keep their place. The text obeys the `grammar`.
     `adapter` names one of the adapters that were loaded with the model; None: the model as it is.
+    `cache_salt` keeps what is computed for it from prompts with another one: nobody can tell whether it was there.
     For a model of vectors: `second_at` is where a pair's second text begins (None: one text), `dimensions` how many
     numbers are wanted (None: all).
     `images` are the files behind the image tokens, in order, for a model that sees.
@@ -73,6 +74,7 @@ class Prompt:
     priority: int = 0
     grammar: Grammar | None = None
     adapter: str | None = None
+    cache_salt: str = ""
     second_at: int | None = None
     dimensions: int | None = None
     images: tuple[bytes, ...] = ()

@@ -19,7 +19,7 @@ import numpy as np
 
 from workers.engine.drawing import BatchSampler, Masks
 from workers.engine.guided import Guide, GuideCompiler, GuideFailed
-from workers.engine.paged.blocks import NULL_BLOCK, BlockPool
+from workers.engine.paged.blocks import NULL_BLOCK, BlockPool, root_hash
 from workers.engine.paged.cache import PagedModel
 from workers.engine.paged.draft_model import DraftModel, DraftPages
 from workers.engine.paged.drafts import accepted
@@ -162,7 +162,8 @@ class PagedRunner:
         )
 
     def insert(self, sequence: Sequence) -> None:
-        row = Row(sequence, arrival=self._arrivals, root=self._roots[sequence.prompt.adapter])
+        root, salt = self._roots[sequence.prompt.adapter], sequence.prompt.cache_salt
+        row = Row(sequence, arrival=self._arrivals, root=root_hash(root, "salt", salt) if salt else root)
         self._arrivals += 1
         self._rows[row.id] = row
         self._prompt_tokens += len(row.tokens)
