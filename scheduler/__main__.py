@@ -1,4 +1,4 @@
-"""`python -m scheduler [run|upgrade|current|rebuild|sql]`: the scheduler process, and operations on the record.
+"""`python -m scheduler [run|upgrade|current|rebuild|key|sql]`: the scheduler process, and operations on the record.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a server cannot be reached.
 """
@@ -20,14 +20,19 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from scheduler.admin_log import COMMAND_LINE
+from scheduler.admission import DEFAULT_TENANT
 from scheduler.audit_sql import Answer, select_rows
 from scheduler.chores import run_chores
 from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
+from scheduler.key_store import KeyStore
+from scheduler.keys import KeyTerms, Role
 from scheduler.limits import Limiter
 from scheduler.lost import Lost
 from scheduler.migrate import current_revision, newest_revision, upgrade
+from scheduler.pepper import Pepper
 from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.projector import Projector, rebuild
 from scheduler.queue import JobQueue
@@ -126,6 +131,20 @@ async def run_sql(settings: SchedulerSettings, query: str, limit: int, as_json: 
     return 0
 
 
+async def make_key(settings: SchedulerSettings, name: str, tenant: str, as_json: bool) -> int:
+    """Write an admin's key into the record and print its text, the only time."""
+    engine = open_database(settings.database)
+    try:
+        terms = KeyTerms(name=name, tenant=tenant, role=Role.ADMIN)
+        key, text = await KeyStore(engine, Pepper(settings)).create(terms, COMMAND_LINE)
+    finally:
+        await engine.dispose()
+    _print(
+        json.dumps({"id": key.id, "name": name, "tenant": tenant, "role": "admin", "key": text}) if as_json else text
+    )
+    return 0
+
+
 async def run_rebuild(settings: SchedulerSettings) -> int:
     """Compute the projected tables again."""
     engine = open_database(settings.database)
@@ -165,6 +184,8 @@ def _run(arguments: argparse.Namespace, settings: SchedulerSettings) -> int:
             return asyncio.run(show_current(settings, arguments.json))
         case "current":
             return asyncio.run(show_current(settings, arguments.json))
+        case "key":
+            return asyncio.run(make_key(settings, arguments.name, arguments.tenant, arguments.json))
         case "rebuild":
             return asyncio.run(run_rebuild(settings))
         case _:
@@ -179,6 +200,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("upgrade", "apply all migrations"), ("current", "show the schema version")):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
     commands.add_parser("rebuild", help="compute jobs and usage again from the events")
+    key = commands.add_parser("key", help="make an admin's key")
+    key.add_argument("name")
+    key.add_argument("--tenant", default=DEFAULT_TENANT)
+    key.add_argument("--json", action="store_true")
     sql = commands.add_parser("sql", help="run one read-only SELECT")
     sql.add_argument("query")
     sql.add_argument("--limit", type=int, default=1000)

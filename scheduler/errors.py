@@ -2,25 +2,18 @@
 
 FarmError
 ├── QueueUnavailable        Redis does not answer, or refuses writes
-├── QueueFull               a bound of the queue is reached
-├── RateLimited             a limit of the caller's key is reached
-├── OverLimit               one request asks for more than its key may ever use in a minute
+├── QueueFull, RateLimited, OverLimit: a bound of the queue or of the caller's key is reached
 ├── NoLease                 a worker claims without a live lease
 ├── LogShortened            a job cannot be ended: the queue lost the end of its token log
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
 ├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, UnknownKey
-├── InvalidKey              no key, or one that opens nothing
-│   └── TooManyFailures     wrong keys, again and again, from one address
-├── Forbidden               a key that may not do this: its role, its models or its lanes
-├── InvalidTerms            a key that cannot be made so
-├── KeyEnded                an expired or revoked key cannot be rotated
-├── PepperUnusable          the secret that keys are checked with is not as it should be
+├── InvalidKey ── TooManyFailures (from one address); Forbidden (the key's role, models or lanes)
+├── InvalidTerms, KeyEnded, PepperUnusable: a key cannot be made, or rotated, or checked
 ├── ContextTooLong, TemplateRefused, UnsupportedServer
 ├── AnswerDiverged          a resumed job went on with other tokens than those already told
 ├── LogRewritten            the queue forgot frames that a client has read
 ├── RecordUnavailable       the SQL database does not answer
-├── FileTooLarge            a content is over its limit
-├── QuotaExceeded           a tenant's files take too much
+├── FileTooLarge, QuotaExceeded: a content, or all of a tenant's files
 ├── BatchMoved              a batch was moved on by somebody else meanwhile
 ├── InvalidQuery            an audit query that is not a read-only SELECT
 └── InvalidRule, UnknownRules, RulesMoved (the routing rules were changed by somebody else meanwhile)

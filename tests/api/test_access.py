@@ -110,7 +110,7 @@ async def keyed(start_node: StartNode) -> AsyncIterator[tuple[httpx2.AsyncClient
     for role in Role:
         _, texts[role] = await server.node.keys.create(KeyTerms(name=role, tenant="default", role=role), COMMAND_LINE)
     await server.node.key_watch.refresh()
-    async with httpx2.AsyncClient(base_url=server.url, timeout=60) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=300) as http:
         yield http, texts
 
 

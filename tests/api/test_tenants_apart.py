@@ -42,7 +42,7 @@ async def two(
     clients = []
     for tenant, role in (("default", Role.ADMIN), ("a", Role.CLIENT), ("b", Role.CLIENT)):
         _, text = await server.node.keys.create(KeyTerms(name="n", tenant=tenant, role=role), COMMAND_LINE)
-        clients.append(httpx2.AsyncClient(base_url=server.url, timeout=60, headers={"authorization": f"Bearer {text}"}))
+        clients.append(httpx2.AsyncClient(base_url=server.url, timeout=300, headers={"authorization": f"Bearer {text}"}))
     await server.node.key_watch.refresh()
     _, a, b = clients
     ids = await _belongings(a)
@@ -168,11 +168,11 @@ async def test_a_farm_of_one_tenant_or_one_that_shares_has_no_salts(
     start_node: StartNode, worker: ScriptedWorker
 ) -> None:
     server = await start_node(share_prefixes=True)
-    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=60) as alone:
+    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=300) as alone:
         await alone.post(CHAT, json=chat_body())
     terms = KeyTerms(name="n", tenant="a", role=Role.CLIENT)
     _, text = await server.node.keys.create(terms, COMMAND_LINE, has_other_admin=True)
     await server.node.key_watch.refresh()
-    async with httpx2.AsyncClient(base_url=server.url, timeout=60) as sharing:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=300) as sharing:
         await sharing.post(CHAT, json=chat_body(), headers={"authorization": f"Bearer {text}"})
     assert [request.cache_salt for request in worker.requests] == ["", ""]
