@@ -42,7 +42,9 @@ async def two(
     clients = []
     for tenant, role in (("default", Role.ADMIN), ("a", Role.CLIENT), ("b", Role.CLIENT)):
         _, text = await server.node.keys.create(KeyTerms(name="n", tenant=tenant, role=role), COMMAND_LINE)
-        clients.append(httpx2.AsyncClient(base_url=server.url, timeout=300, headers={"authorization": f"Bearer {text}"}))
+        clients.append(
+            httpx2.AsyncClient(base_url=server.url, timeout=300, headers={"authorization": f"Bearer {text}"})
+        )
     await server.node.key_watch.refresh()
     _, a, b = clients
     ids = await _belongings(a)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,20 @@ def test_what_is_held_and_done_is_told(loaded: LoadedModel, prompt: Make) -> Non
     assert (stats.prefix_hit_tokens_total, stats.prefix_looked_up_tokens_total) == (72, 4 * 72)
     assert stats.cached_blocks >= 30
     assert min(stats.plan_ms_total, stats.forward_ms_total, stats.sample_ms_total) > 0
+
+
+def test_prompts_with_other_salts_find_nothing_of_each_other(loaded: LoadedModel, prompt: Make) -> None:
+    rows = Rows(loaded, limits=PlanLimits(rows=1, step_tokens=64))
+    token_ids = ids(random.Random(8), 40)
+    hits, said = [], []
+    for name, salt in (("0", ""), ("1", "a"), ("2", "b"), ("3", "a"), ("4", "")):
+        before = rows.runner.stats().prefix_hit_tokens_total
+        rows.insert(replace(prompt(name, token_ids=token_ids, max_tokens=4), cache_salt=salt))
+        rows.run()
+        hits.append(rows.runner.stats().prefix_hit_tokens_total - before > 0)
+        said.append(rows.said[name])
+    assert hits == [False, False, False, True, True]
+    assert said == [said[0]] * 5
 
 
 def test_a_prompt_that_is_about_to_be_read_does_not_hold_up_the_others_tokens(
