@@ -59,8 +59,16 @@ ENDPOINTS: Mapping[Need, Sequence[str]] = {
         *("POST /v1/jobs/{job_id}/cancel", "POST /v1/jobs/{job_id}/retry", "POST /v1/jobs/{job_id}/discard"),
         *("GET /v1/jobs/dead", "POST /v1/jobs/dead/retry", "POST /v1/jobs/dead/discard"),
     ),
-    Need.LOOK: ("GET /metrics", "GET /admin/models/status", "GET /admin/workers", "GET /admin/tenants"),
-    Need.RUN: ("POST /admin/tenants/{name}",),
+    Need.LOOK: (
+        *("GET /metrics", "GET /admin/models/status", "GET /admin/workers", "GET /admin/tenants"),
+        *("GET /admin/rules", "GET /admin/rules/current", "GET /admin/rules/{version}"),
+        "GET /admin/rules/drafts/{draft_id}",
+    ),
+    Need.RUN: (
+        "POST /admin/tenants/{name}",
+        *("POST /admin/rules/drafts", "DELETE /admin/rules/drafts/{draft_id}", "POST /admin/rules/dry-run"),
+        *("POST /admin/rules/apply", "POST /admin/rules/rollback"),
+    ),
     Need.GRANT: (
         *("GET,POST /admin/keys", "GET /admin/keys/{key_id}", "POST /admin/keys/{key_id}/rotate"),
         *("POST /admin/keys/{key_id}/revoke", "GET /admin/changes"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.admin.rule_trials import RuleTrial, tried
+from api.authorization import actor_of
 from api.bodies import JsonResponse, JsonRoute
 from api.call import CurrentCall
 from api.node import CurrentNode, Node
@@ -51,12 +52,7 @@ class VersionToRestore(BaseModel):
     note: Note = ""
 
 
-async def acting(request: Request, call: CurrentCall) -> Actor:
-    """Who asks for a change."""
-    return Actor(id=call.caller.key_id, role="admin", address=request.client.host if request.client else "")
-
-
-CurrentActor = Annotated[Actor, Depends(acting)]
+CurrentActor = Annotated[Actor, Depends(actor_of)]
 
 
 @router.get("")
