@@ -16,7 +16,7 @@ from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body, until
 
 CHAT = "/v1/chat/completions"
-MESSAGE = {"model": MODEL, "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+MESSAGE: dict[str, Any] = {"model": MODEL, "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
 
 MakeKey = Callable[..., Awaitable[dict[str, Any]]]
 

@@ -115,11 +115,19 @@ async def test_a_stop_lets_streams_end_properly(process: asyncio.subprocess.Proc
     assert (code, "Traceback" in err) == (0, False)
 
 
-async def test_a_public_address_needs_a_key(environment: dict[str, str]) -> None:
+async def test_a_public_address_gets_a_key_at_its_first_start(environment: dict[str, str], tmp_path: Path) -> None:
     child = await launch({**environment, "FARM_HOST": "0.0.0.0"})
-    code, out, err = await stopped(child)
-    assert (code, out) == (2, "")
-    assert "FARM_API_KEY" in err
+    try:
+        url = (await ready(child)).replace("0.0.0.0", "127.0.0.1")
+        text = (tmp_path / "first-key").read_text().strip()
+        async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
+            assert (await http.get("/v1/models")).status_code == 401
+            assert (await http.get("/v1/models", headers={"x-api-key": text})).status_code == 200
+    finally:
+        child.kill()
+        _, err = await child.communicate()
+    assert "first-key" in err.decode()
+    assert text not in err.decode()
 
 
 async def test_a_taken_port_is_told(environment: dict[str, str], process: asyncio.subprocess.Process) -> None:

@@ -95,8 +95,8 @@ async def test_no_endpoint_tells_of_another_tenants_things(two: Two, tmp_path: P
         assert before in two.ids, f"{before}{{{name}}}: a new kind of thing; make one in _belongings"
         answers = []
         for thing in (two.ids[before], _unknown(two.ids[before])):
-            body = {"json": {"metadata": {}}} if method == "POST" else {}
-            answers.append(await two.b.request(method, f"{before}{thing}{after}", **body))
+            body: dict[str, Any] | None = {"metadata": {}} if method == "POST" else None
+            answers.append(await two.b.request(method, f"{before}{thing}{after}", json=body))
         statuses = [answer.status_code for answer in answers]
         texts = [re.sub(r"req-\w+|" + re.escape(two.ids[before]), "", answer.text) for answer in answers[:1]]
         if statuses != [404, 404] or "tenant" in texts[0]:

@@ -67,7 +67,7 @@ def test_what_a_key_has_begun_goes_on_on_its_terms_after_its_end() -> None:
     key, _ = make_key(terms=KeyTerms(name="n", tenant="t", role=Role.CLIENT, models=("small",)))
     admission = Admission(None, ring=ring_of(replace(key, revoked_ms=1)))
     caller = admission.caller_known_as(key.id, "t")
-    assert (caller.tenant, caller.models, bool(caller.limits)) == ("t", {"small"}, False)
+    assert (caller.tenant, caller.models, bool(caller.limits)) == ("t", frozenset({"small"}), False)
     assert admission.caller_known_as("env", "t") == Caller("t", "env")
     with pytest.raises(RecordUnavailable):
         admission.caller_known_as("fk_unread", "t")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,7 +143,7 @@ def test_keys_that_cannot_be_read_open_nothing_where_there_must_be_some() -> Non
         ("limits", {"limits": {"cost_per_day": 1}}),
     ],
 )
-def test_terms_that_make_no_sense_are_refused_by_name(param: str, changes: dict[str, object]) -> None:
+def test_terms_that_make_no_sense_are_refused_by_name(param: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidTerms) as refused:
         replace(TERMS, **changes)
     assert refused.value.param == param
