@@ -33,7 +33,7 @@ BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
 OWN_FILES = 256
-"""Beside the connections: Redis, SQL, libraries."""
+"""Beside the connections: Redis, SQL, libraries. Where the system allows few files, half of them."""
 
 LAST_WORDS_S = 5.0
 """After the drain: for the final events of streams to reach their clients."""
@@ -42,7 +42,7 @@ LAST_WORDS_S = 5.0
 class Server(uvicorn.Server):
     """uvicorn, but a stop signal first drains: listening goes on, and says 503, while open answers finish."""
 
-    def __init__(self, settings: ApiSettings) -> None:
+    def __init__(self, settings: ApiSettings, connections: int) -> None:
         self._settings = settings
         self._drain = Drain()
         self._stopping: asyncio.Task[None] | None = None
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
                 self._app,
                 host=settings.host,
                 port=settings.port,
-                http=connection_class(_limits(settings)),
+                http=connection_class(_limits(settings, connections)),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -99,31 +99,35 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(settings: ApiSettings, listener: socket.socket) -> None:
-    """Serve until stopped. Raises UnsupportedServer."""
+async def serve(settings: ApiSettings, listener: socket.socket, connections: int) -> None:
+    """Serve until stopped, so many clients at once. Raises UnsupportedServer."""
     await require_server(settings.redis)
     if settings.is_public and not settings.insecure and settings.own_key is None:
         await make_first_key(settings)
-    await Server(settings).serve([listener])
+    await Server(settings, connections).serve([listener])
 
 
-def _limits(settings: ApiSettings) -> ConnectionLimits:
+def _limits(settings: ApiSettings, connections: int) -> ConnectionLimits:
     return ConnectionLimits(
-        connections=settings.max_connections,
+        connections=connections,
         head_s=settings.header_timeout_s,
         body_s=settings.body_timeout_s,
         stalled_s=settings.stalled_reader_s,
     )
 
 
-def allow_files(wanted: int) -> None:
-    """Raise this process's own bound of open files, where the system lets it: a connection is one of them."""
+def allowed_files(wanted: int) -> int:
+    """Raise this process's own bound of open files, as far as the system lets it; how many of `wanted` there are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < enough:
         resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
-    if enough < wanted:
-        log.warning("fewer open files than connections", open_files=hard, wanted=wanted)
+    return enough
+
+
+def connections_within(files: int, wanted: int) -> int:
+    """How many clients' connections fit: the next one is told so, instead of waiting for an answer that never comes."""
+    return max(1, min(wanted, files - min(OWN_FILES, files // 2)))
 
 
 def refusal(settings: ApiSettings) -> str | None:
@@ -166,9 +170,11 @@ def main() -> int:
     except OSError as error:
         sys.stderr.write(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.\n")
         return 1
-    allow_files(settings.max_connections + OWN_FILES)
+    connections = connections_within(allowed_files(settings.max_connections + OWN_FILES), settings.max_connections)
+    if connections < settings.max_connections:
+        log.warning("the system allows few open files (ulimit -n): fewer connections", connections=connections)
     try:
-        uvloop.run(serve(settings, listener))
+        uvloop.run(serve(settings, listener, connections))
     except UnsupportedServer as error:
         sys.stderr.write(f"{error}\n")
         return 1

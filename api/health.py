@@ -116,7 +116,7 @@ async def examine(node: Node) -> Checkup:
     try:
         cards = await node.catalog.cards()
         workers = await live_figures(node)
-        served = {str(figures.get("model")) for figures in workers}
+        served = {figures["model"] for figures in workers}
         waiting = [sum((await node.queue.depths(card.name)).values()) for card in cards]
     except QueueUnavailable as error:
         return Checkup(Health.UNAVAILABLE, (str(error),))
@@ -124,7 +124,7 @@ async def examine(node: Node) -> Checkup:
     problems += [
         f"worker {figures['worker']} has made no step for {figures['stalled_s']:.0f} s"
         for figures in workers
-        if figures.get("stalled_s", 0.0) > STALLED_S
+        if (figures["stalled_s"] or 0.0) > STALLED_S
     ]
     if not cards:
         problems.append("no model is served")

@@ -21,7 +21,7 @@ E2E_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
 @dataclass(frozen=True, slots=True)
 class FarmFigures:
-    """The farm at one moment: worker figures as they published them, and waiting jobs by model and lane."""
+    """The farm at one moment: the rows of workers (scheduler/workers.py), and waiting jobs by model and lane."""
 
     workers: Sequence[Mapping[str, Any]] = ()
     depths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -55,14 +55,14 @@ class _FarmCollector(Collector):
         for key, name, text in _DRAFT_COUNTERS:
             counter = CounterMetricFamily(name, text, labels=["model_name", "worker", "source"])
             for worker in self.figures.workers:
-                for source, tokens in (worker.get(key) or {}).items():
-                    counter.add_metric([str(worker.get("model", "")), str(worker.get("worker", "")), source], tokens)
+                for source, tokens in (worker[key] or {}).items():
+                    counter.add_metric([worker["model"] or "", worker["worker"], source], tokens)
             yield counter
 
     def _add(self, family: GaugeMetricFamily | CounterMetricFamily, key: str) -> None:
         for worker in self.figures.workers:
-            if isinstance(worker.get(key), int | float):
-                family.add_metric([str(worker.get("model", "")), str(worker.get("worker", ""))], worker[key])
+            if worker[key] is not None:
+                family.add_metric([worker["model"] or "", worker["worker"]], worker[key])
 
 
 _WORKER_GAUGES = (

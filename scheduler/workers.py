@@ -1,6 +1,7 @@
 """What workers say about themselves: figures in Redis, each with a time to live, read by the API and by operators.
 
-`{farm}:worker:<worker>` is a JSON object; `{farm}:workers` the set of names that may have one.
+`{farm}:worker:<worker>` is a JSON object; `{farm}:workers` the set of names that may have one. Whoever reads gets rows
+that all have the same keys: what a worker does not say, or has not said yet, is None.
 """
 
 from __future__ import annotations
@@ -12,6 +13,24 @@ import orjson
 from redis.asyncio import Redis
 
 from scheduler.outages import redis_errors
+
+FIGURES = (
+    *("worker", "model", "engine", "engine_description", "draft_model", "blas", "host", "pid"),
+    *("started_ms", "seen_ms", "stalled_s", "jobs", "tokens_per_s"),
+    *("backend", "running", "waiting", "prefilling", "kv_bytes", "active_memory_bytes", "peak_memory_bytes"),
+    *("prompt_tokens_total", "generated_tokens_total", "steps_total", "wasted_rows_total", "preemptions_total"),
+    *("plan_ms", "forward_ms", "sample_ms", "text_ms"),
+    *("plan_ms_total", "forward_ms_total", "sample_ms_total", "text_ms_total"),
+    *("used_blocks", "cached_blocks", "total_blocks", "prefix_hit_tokens_total", "prefix_looked_up_tokens_total"),
+    *("disk_hit_blocks_total", "disk_missed_blocks_total", "disk_bytes"),
+    *("drafted_tokens_total", "right_drafts_total"),
+)
+"""The keys of every row: who it is, since when, what it does now, and what its engine measures."""
+
+
+def worker_row(worker: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with every key; None where this worker has said nothing. Newer workers may say more."""
+    return {**dict.fromkeys(FIGURES), **figures, "worker": worker}
 
 
 class WorkerBoard:
@@ -35,7 +54,7 @@ class WorkerBoard:
             await pipe.execute()
 
     async def list(self) -> list[dict[str, Any]]:
-        """All current figures, by name."""
+        """The rows of all who have published lately, by name."""
         async with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers("{farm}:workers")
             names = sorted(name.decode() for name in (await pipe.execute())[0])
@@ -46,4 +65,4 @@ class WorkerBoard:
                 if data is None:
                     pipe.srem("{farm}:workers", name)
             await pipe.execute()
-        return [orjson.loads(data) for data in raw if data is not None]
+        return [worker_row(name, orjson.loads(data)) for name, data in zip(names, raw, strict=True) if data is not None]

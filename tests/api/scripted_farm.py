@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,12 +20,13 @@ from api.node import Node
 from scheduler.events import EventType
 from scheduler.frames import Chunk, FrameId
 from scheduler.image_tokens import ImageRule
-from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
+from scheduler.models import CARD_TTL_S, ModelCard, ModelCatalog, tokenizer_hash
 from scheduler.queue import Claimed, JobQueue
 from scheduler.requests import JobRequest
 from scheduler.settings import ApiSettings
 from scheduler.tokens import Emission, EmitCode, TokenLog
 from scheduler.workers import WorkerBoard
+from tests.waiting import until_async
 
 MODEL = "tiny/model"
 IMAGE = ImageRule(marker="<|image|>", token="<|image|>", token_id=258, cell_pixels=10, min_pixels=100, max_pixels=3000)
@@ -33,6 +34,8 @@ IMAGE = ImageRule(marker="<|image|>", token="<|image|>", token_id=258, cell_pixe
 
 CONTEXT_TOKENS = 400
 POLL_S = 0.01
+
+until = until_async
 
 TEMPLATE = """{%- for message in messages -%}
 {%- if message.content == 'explode' -%}{{- raise_exception('this model does not explode') -}}{%- endif -%}
@@ -141,6 +144,7 @@ class ScriptedWorker:
         self.cancelled: list[str] = []
         self.stopped = asyncio.Event()
         self._retired = asyncio.Event()
+        self._card = make_card()
         self.name = f"scripted-{uuid.uuid4().hex[:6]}"
         self._redis = redis
         self.queue = queue
@@ -151,17 +155,22 @@ class ScriptedWorker:
 
     async def announce(self, card: ModelCard | None = None) -> None:
         """Publish the card and the figures, and begin the lease."""
-        card = card or make_card()
+        self._card = card = card or make_card()
         await ModelCatalog(self._redis).publish(card, TOKENIZER_JSON)
         await self.queue.heartbeat(self.name, [], register=True)
         figures = {"model": card.name, "running": 1, "waiting": 0, "generated_tokens_total": 42, "kv_bytes": 7}
         figures |= {"drafted_tokens_total": {"ngram": 5, "model": 9}, "right_drafts_total": {"ngram": 4, "model": 8}}
-        await WorkerBoard(self._redis).publish(self.name, figures, ttl_s=60)
+        await WorkerBoard(self._redis).publish(self.name, figures, ttl_s=600)
 
     async def run(self) -> None:
         """Claim and play until `retire`."""
+        catalog, loop = ModelCatalog(self._redis), asyncio.get_running_loop()
+        renewed_s = loop.time()
         while not self._retired.is_set():
             await self.queue.heartbeat(self.name, [], register=True)
+            if loop.time() - renewed_s > CARD_TTL_S / 10:
+                await catalog.renew(self._card)
+                renewed_s = loop.time()
             nonce = uuid.uuid4().hex[:8]
             for job in await self.queue.claim(self.name, MODEL, rows=64, nonce=nonce, idle=True):
                 self.requests.append(job.request)
@@ -233,7 +242,7 @@ class NodeServer(uvicorn.Server):
         self.drain = Drain()
         self.app = create_app(settings, self.drain)
         config = uvicorn.Config(
-            self.app, port=0, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=5
+            self.app, port=0, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=60
         )
         super().__init__(config)
 
@@ -291,13 +300,3 @@ async def all_events(http: httpx2.AsyncClient, method: str, url: str, **kwargs: 
     async with http.stream(method, url, **kwargs) as response:
         assert response.status_code == 200, await response.aread()
         return [event async for event in read_events(response.aiter_lines())]
-
-
-async def until(condition: Callable[[], Awaitable[bool]] | Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Wait for something that has no signal of its own."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            value = condition()
-            if value if isinstance(value, bool) else await value:
-                return
-            await asyncio.sleep(0.005)

@@ -18,6 +18,7 @@ from api.batches.worker import Errands
 from scheduler.outbox import Outbox
 from scheduler.settings import BatchSettings
 from tests.api.scripted_farm import MODEL, NodeServer, Script, ScriptedWorker
+from tests.waiting import PATIENCE_S
 
 Advance = Callable[[MessageBatch], Awaitable[MessageBatch]]
 
@@ -42,7 +43,7 @@ def until_ended(
     errands = Errands(server.node, Progress(server.node, settings), delivery, retention_s=settings.batch_retention_s)
 
     async def advance(batch: MessageBatch) -> MessageBatch:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while batch.processing_status != "ended":
                 await errands.advance()
                 await project()

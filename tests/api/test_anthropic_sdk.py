@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, NodeServer, Script, ScriptedWorker, prompt_text
+from tests.waiting import PATIENCE_S
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 TOOLS: Any = [{"name": "weather", "description": "d", "input_schema": {"type": "object", "properties": {}}}]
@@ -196,7 +197,7 @@ async def test_errors_are_the_sdks_classes(
             await stranger.messages.create(model=MODEL, **asked)
     async with anthropic.AsyncAnthropic(base_url=guarded.url, api_key="right", max_retries=0) as friend:
         await friend.messages.create(model=MODEL, **asked)
-    async with httpx2.AsyncClient(base_url=guarded.url, headers={"x-api-key": "right"}) as plain:
+    async with httpx2.AsyncClient(base_url=guarded.url, headers={"x-api-key": "right"}, timeout=PATIENCE_S) as plain:
         assert (await plain.post("/v1/messages", json={"model": MODEL, **asked})).status_code == 200
 
 

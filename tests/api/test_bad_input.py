@@ -15,6 +15,7 @@ from scheduler.queue import JobQueue
 from scheduler.settings import ApiSettings
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body
+from tests.waiting import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -233,7 +234,7 @@ async def shared_client(
     transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://farm") as http,
+        httpx2.AsyncClient(transport=transport, base_url="http://farm", timeout=PATIENCE_S) as http,
     ):
         yield http
     assert await queue.redis.xlen("{farm.0}:ev") == 0
@@ -296,7 +297,7 @@ async def test_bodies_over_the_limit_are_413_also_without_a_length(
         for _ in range(4):
             yield b" " * 900
 
-    async with httpx2.AsyncClient(base_url=server.url) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         for content in (b" " * 3000, chunks()):
             response = await http.post(CHAT, content=content, headers={"content-type": "application/json"})
             assert response.status_code == 413
@@ -335,7 +336,7 @@ async def test_odd_request_ids_are_replaced(shared_client: httpx2.AsyncClient) -
 
 async def test_a_key_opens_everything_but_health(start_node: StartNode, worker: ScriptedWorker) -> None:
     server: NodeServer = await start_node(api_key="sesame")
-    async with httpx2.AsyncClient(base_url=server.url) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         for path in ("/v1/models", "/metrics", "/docs", "/openapi.json", "/admin/workers", "/nowhere"):
             refused = await http.get(path, headers={"authorization": "Bearer wrong"})
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -348,7 +349,7 @@ async def test_a_key_opens_everything_but_health(start_node: StartNode, worker: 
 
 async def test_a_full_queue_is_429_with_a_time_to_wait(start_node: StartNode, worker: ScriptedWorker) -> None:
     server = await start_node(max_waiting_tokens=1)
-    async with httpx2.AsyncClient(base_url=server.url) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         response = await http.post(CHAT, json=chat_body())
     assert (response.status_code, response.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert int(response.headers["retry-after"]) >= 1
@@ -360,7 +361,7 @@ async def test_a_full_queue_refuses_an_async_job_before_it_is_committed(
     start_node: StartNode, worker: ScriptedWorker
 ) -> None:
     server = await start_node(max_model_tokens=1)
-    async with httpx2.AsyncClient(base_url=server.url) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         response = await http.post(CHAT, json=chat_body(), headers={"prefer": "respond-async"})
         assert (response.status_code, response.headers["x-should-retry"]) == (429, "true")
     assert await server.node.store.unrelayed(0) == []

@@ -18,6 +18,7 @@ from api.batches.worker import Errands
 from scheduler.outbox import Outbox
 from scheduler.settings import BatchSettings
 from tests.api.scripted_farm import MODEL, NodeServer, Script, ScriptedWorker, chat_body, until
+from tests.waiting import PATIENCE_S
 
 ENDPOINT = "/v1/chat/completions"
 
@@ -44,7 +45,7 @@ class Bench:
 
     async def until(self, sdk: openai.AsyncOpenAI, batch: Batch, *states: str) -> Batch:
         """Go on until the batch is in one of the states."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while batch.status not in states:
                 await self.errands.advance()
                 await self.project()

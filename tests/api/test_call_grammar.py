@@ -15,6 +15,7 @@ from scheduler.grammars import Grammar, GrammarKind, complaint
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import ScriptedWorker, chat_body, make_card
 from tests.api.test_guiding import CHAT, CLOSED, NUMBER, PROMPTS, fits
+from tests.waiting import PATIENCE_S
 
 CITY = {
     "type": "object",
@@ -138,7 +139,7 @@ async def test_a_model_whose_calls_have_no_grammar_cannot_be_forced(
 ) -> None:
     await worker.announce(make_card(**changes))
     tools = [{"type": "function", "function": {"name": "f", "strict": True}}]
-    async with httpx2.AsyncClient(base_url=(await start_node()).url) as client:
+    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=PATIENCE_S) as client:
         free = await client.post(CHAT, json=chat_body(tools=tools))
         response = await client.post(CHAT, json=chat_body(tools=tools, tool_choice="required"))
     assert free.headers["farm-ignored-params"] == "tools.0.function.strict"

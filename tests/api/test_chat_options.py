@@ -13,6 +13,7 @@ from scheduler.prompts import PromptFormat
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import ScriptedWorker, chat_body, make_card, prompt_text
 from tests.api.test_guiding import CHAT, NUMBER, fits, schema_format
+from tests.waiting import PATIENCE_S
 from tests.workers.engine.guided_walks import TOKENIZER, token_of
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("look", "buy")]
@@ -83,7 +84,7 @@ async def test_a_budget_that_cannot_be_enforced_is_refused(
     start_node: StartNode, worker: ScriptedWorker, changes: dict[str, Any]
 ) -> None:
     await worker.announce(make_card(**changes))
-    async with httpx2.AsyncClient(base_url=(await start_node()).url) as client:
+    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=PATIENCE_S) as client:
         response = await client.post(CHAT, json=chat_body(thinking_token_budget=5))
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (
@@ -95,7 +96,7 @@ async def test_a_budget_that_cannot_be_enforced_is_refused(
 
 async def test_a_budget_and_a_form_bind_one_answer(start_node: StartNode, worker: ScriptedWorker) -> None:
     await worker.announce(make_card(think_end="<|im_end|>"))
-    async with httpx2.AsyncClient(base_url=(await start_node()).url) as client:
+    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=PATIENCE_S) as client:
         fields = {"thinking_token_budget": 7, "response_format": schema_format(NUMBER)}
         response = await client.post(CHAT, json=chat_body(**fields))
     assert response.status_code == 200, response.text

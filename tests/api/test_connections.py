@@ -17,32 +17,62 @@ import pytest
 
 from tests.api.scripted_farm import Script, ScriptedWorker, all_events, chat_body, until
 from tests.farm.conftest import Role, start_role
+from tests.waiting import PATIENCE_S
 
 URL = "/v1/chat/completions"
 IMPATIENT = {"FARM_HEADER_TIMEOUT_S": "1", "FARM_BODY_TIMEOUT_S": "1", "FARM_STALLED_READER_S": "2"}
+PATIENT = {"FARM_HEADER_TIMEOUT_S": "300", "FARM_BODY_TIMEOUT_S": "300"}
 MOST_CONNECTIONS = 40
 MB = 2**20
 
 
 @pytest.fixture(scope="module")
-def process(
+def start_api(
     redis_server: Any, new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Role]:
-    """An API process without much patience."""
-    folder = tmp_path_factory.mktemp("impatient")
+) -> Iterator[Callable[[dict[str, str]], Role]]:
+    """Start API processes; their logs must show no bug of ours."""
+    folder, roles = tmp_path_factory.mktemp("connections"), list[Role]()
     farm = {"FARM_HOME": str(folder), "FARM_REDIS_URL": redis_server.url, "FARM_DATABASE_URL": new_database()}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     bound = {"FARM_PORT": "0", "FARM_MAX_CONNECTIONS": str(MOST_CONNECTIONS), "LOG_FILE": str(folder / "log")}
-    role = start_role("api", {**inherited, **farm, **IMPATIENT, **bound})
-    yield role
-    role.kill()
+
+    def start(settings: dict[str, str]) -> Role:
+        roles.append(start_role("api", {**inherited, **farm, **settings, **bound}))
+        return roles[-1]
+
+    yield start
+    for role in roles:
+        role.kill()
     assert "Traceback" not in (folder / "log").read_text()
 
 
-@pytest.fixture
-def node(process: Role, worker: ScriptedWorker) -> tuple[str, psutil.Process]:
-    """Its URL and the process, beside a worker."""
+@pytest.fixture(scope="module")
+def impatient_process(start_api: Callable[[dict[str, str]], Role]) -> Role:
+    """An API process without much patience."""
+    return start_api(IMPATIENT)
+
+
+@pytest.fixture(scope="module")
+def patient_process(start_api: Callable[[dict[str, str]], Role]) -> Role:
+    """One that a stall of its clients makes no difference to."""
+    return start_api(PATIENT)
+
+
+def where(process: Role) -> tuple[str, psutil.Process]:
+    """Its URL and the process."""
     return str(process.facts["url"]), psutil.Process(process.process.pid)
+
+
+@pytest.fixture
+def impatient(impatient_process: Role, worker: ScriptedWorker) -> tuple[str, psutil.Process]:
+    """Beside a worker."""
+    return where(impatient_process)
+
+
+@pytest.fixture
+def node(patient_process: Role, worker: ScriptedWorker) -> tuple[str, psutil.Process]:
+    """The patient one, beside a worker."""
+    return where(patient_process)
 
 
 def connect(url: str, receive_bytes: int = 0) -> socket.socket:
@@ -52,7 +82,7 @@ def connect(url: str, receive_bytes: int = 0) -> socket.socket:
     if receive_bytes:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     client.connect((address.hostname, address.port))
-    client.settimeout(20)
+    client.settimeout(PATIENCE_S)
     return client
 
 
@@ -104,9 +134,9 @@ async def test_a_flood_of_headers_is_refused(node: tuple[str, psutil.Process], d
     ids=["nothing", "half-a-head", "half-a-body", "half-the-chunks"],
 )
 async def test_who_never_ends_his_request_is_told_and_let_go(
-    node: tuple[str, psutil.Process], data: bytes, part: str
+    impatient: tuple[str, psutil.Process], data: bytes, part: str
 ) -> None:
-    status, error = await say(node[0], data)
+    status, error = await say(impatient[0], data)
     assert (status, error["code"], f"The request's {part} did not" in error["message"]) == (
         408,
         "request_timeout",
@@ -127,7 +157,7 @@ async def test_what_is_no_http_gets_an_error_object(node: tuple[str, psutil.Proc
 async def test_a_huge_body_is_refused_before_it_is_read(node: tuple[str, psutil.Process]) -> None:
     url, process = node
     before = process.memory_info().rss
-    async with httpx2.AsyncClient(base_url=url, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         refused = await client.post(URL, content=b" " * (40 * MB), headers={"content-type": "application/json"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
     assert process.memory_info().rss - before < 20 * MB
@@ -142,16 +172,16 @@ async def test_one_connection_too_many_is_told_so_and_a_closed_one_makes_room(no
         client.close()
 
     async def room() -> bool:
-        async with httpx2.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             return (await client.get("/livez")).status_code == 200
 
     await until(room)
 
 
 async def test_readers_that_take_nothing_are_cut_off_and_their_jobs_cancelled(
-    node: tuple[str, psutil.Process], worker: ScriptedWorker
+    impatient: tuple[str, psutil.Process], worker: ScriptedWorker
 ) -> None:
-    url, process = node
+    url, process = impatient
     before = process.memory_info().rss
     worker.script = Script(choices=[["x" * 4_000] * 80], hold_before=79)
     body = json.dumps(chat_body(stream=True)).encode()
@@ -171,8 +201,14 @@ async def test_readers_that_take_nothing_are_cut_off_and_their_jobs_cancelled(
             slow.recv(1, socket.MSG_DONTWAIT)
         return not any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == port for c in process.net_connections())
 
-    await until(all_cut_off, timeout_s=60)
+    await until(all_cut_off)
     assert process.memory_info().rss - before < 30 * MB
+
+    async def all_cancelled() -> bool:
+        found = [await worker.queue.snapshot(job) or {} for job in jobs]
+        return all(snapshot.get("cancel") == "cancelled" for snapshot in found)
+
+    await until(all_cancelled)
     worker.resume.set()
     await until(lambda: set(jobs) <= set(worker.cancelled))
     for client in [*stalled, slow]:
@@ -191,7 +227,7 @@ async def test_clients_that_open_and_drop_leave_nothing_behind(
             gone.sendall(post(body, f"Content-Length: {len(body)}"))
             gone.close()
     worker.resume.set()
-    async with httpx2.AsyncClient(base_url=url, timeout=20) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
         events = await all_events(http, "POST", URL, json=chat_body(stream=True))
         assert events[-1].data == "[DONE]"
 
@@ -200,5 +236,5 @@ async def test_clients_that_open_and_drop_leave_nothing_behind(
             counts = await worker.queue.redis.hget("{farm.0}:cnt", "t:default")  # type: ignore[misc]
             return health["open_answers"] == 0 and not int(counts or 0)
 
-        await until(nothing_left, timeout_s=20)
+        await until(nothing_left)
     assert process.num_fds() < 100

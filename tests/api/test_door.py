@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+import api.door
 from api.door import PLACES, Door
+from tests.waiting import PATIENCE_S
 
 
-async def test_only_so_many_are_inside_and_the_others_follow_in_their_order() -> None:
+async def test_only_so_many_are_inside_and_the_others_follow_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.door, "PATIENCE_S", PATIENCE_S)
     door, entered = Door(), list[int]()
     turns = [door.turn() for _ in range(PLACES + 2)]
 

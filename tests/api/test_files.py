@@ -14,6 +14,7 @@ from scheduler.database import open_database
 from scheduler.files import FileStore
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import NodeServer
+from tests.waiting import PATIENCE_S
 
 CONTENT = b'{"custom_id": "1"}\n' * 10_000
 
@@ -108,7 +109,7 @@ async def test_a_name_never_becomes_a_path(client: httpx2.AsyncClient, tmp_path:
 
 async def test_limits_hold_for_a_file_and_for_all_of_a_tenant(start_node: StartNode, tmp_path: Path) -> None:
     node = await start_node(file_limit_bytes=100, files_quota_bytes=150)
-    async with httpx2.AsyncClient(base_url=node.url) as http:
+    async with httpx2.AsyncClient(base_url=node.url, timeout=PATIENCE_S) as http:
         too_large = await upload(http, b"x" * 101)
         assert (too_large.status_code, too_large.json()["error"]["code"]) == (413, "request_too_large")
         kept = (await upload(http, b"x" * 100)).json()

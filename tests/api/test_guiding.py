@@ -13,6 +13,7 @@ from scheduler.grammars import Grammar, GrammarKind
 from scheduler.prompts import PromptFormat
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, Script, ScriptedWorker, all_events, chat_body, make_card
+from tests.waiting import PATIENCE_S
 from tests.workers.engine.guided_walks import COMPILER, TOKENIZER
 from workers.engine import Grammar as EngineGrammar
 from workers.engine import GrammarKind as EngineGrammarKind
@@ -62,7 +63,7 @@ async def test_a_form_reaches_the_job(
     start_node: StartNode, worker: ScriptedWorker, fields: dict[str, Any], grammar: Grammar | None
 ) -> None:
     await worker.announce(make_card(think_start=None, think_end=None))
-    async with httpx2.AsyncClient(base_url=(await start_node()).url) as client:
+    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=PATIENCE_S) as client:
         response = await client.post(CHAT, json=chat_body(**fields))
         assert response.status_code == 200, response.text
         assert worker.requests[-1].grammar == grammar
@@ -75,7 +76,7 @@ async def test_a_form_reaches_the_job(
 
 async def test_an_engine_without_grammars_is_refused_at_the_door(start_node: StartNode, worker: ScriptedWorker) -> None:
     await worker.announce(make_card(obeys_grammars=False))
-    async with httpx2.AsyncClient(base_url=(await start_node()).url) as client:
+    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=PATIENCE_S) as client:
         response = await client.post(CHAT, json=chat_body(response_format={"type": "json_object"}))
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, "response_format", "unsupported_parameter")

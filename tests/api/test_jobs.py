@@ -16,6 +16,7 @@ from scheduler.jobs import JobState
 from scheduler.relay import Relay
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, NodeServer, Script, ScriptedWorker, all_events, chat_body, until
+from tests.waiting import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 Project = Callable[[], Awaitable[None]]
@@ -127,7 +128,7 @@ async def test_acceptance_needs_sql_and_not_the_queue(
     own = start_redis()
     node = await start_node(redis_url=own.url)
     await worker.announce()
-    async with httpx2.AsyncClient(base_url=node.url) as http:
+    async with httpx2.AsyncClient(base_url=node.url, timeout=PATIENCE_S) as http:
         node.node.catalog = server.node.catalog
         node.node.formats = server.node.formats
         own.kill()
@@ -135,7 +136,7 @@ async def test_acceptance_needs_sql_and_not_the_queue(
         assert response.status_code == 202
         job = response.json()
         assert (job["state"], job["position"]) == ("queued", None)
-    async with httpx2.AsyncClient(base_url=server.url) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         early = await http.post(f"/v1/jobs/{job['id']}/cancel")
         assert (early.status_code, early.json()["error"]["code"]) == (503, "not_queued_yet")
         assert await Relay(redis, worker.queue, server.node.store).relay(0) == 1
@@ -144,7 +145,7 @@ async def test_acceptance_needs_sql_and_not_the_queue(
 
 async def test_without_sql_async_is_503_and_sync_goes_on(start_node: StartNode, worker: ScriptedWorker) -> None:
     server = await start_node(database_url="postgresql+asyncpg://nobody@127.0.0.1:1/none")
-    async with httpx2.AsyncClient(base_url=server.url) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         refused = await http.post(CHAT, json=chat_body(), headers={"prefer": "respond-async"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "record_unavailable")
         assert "retry-after" in refused.headers

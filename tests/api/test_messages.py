@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, TEMPLATE, Script, ScriptedWorker, make_card, prompt_text, until
+from tests.waiting import PATIENCE_S
 
 URL = "/v1/messages"
 BILLING = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197.3af; cc_entrypoint=cli;"}
@@ -246,7 +247,7 @@ async def test_a_message_can_be_a_job_of_its_own(client: httpx2.AsyncClient, wor
 
 async def test_refusals_before_the_endpoint_have_the_protocols_shape(start_node: StartNode) -> None:
     server = await start_node(api_key="right", body_limit_bytes=2000)
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client:
         stranger = await client.post(URL, json=body())
         large = await client.post(URL, json=body(system="x" * 3000), headers={"x-api-key": "right"})
         form = await client.post(URL, data={"a": "b"}, headers={"x-api-key": "right"})
@@ -267,7 +268,7 @@ async def test_refusals_before_the_endpoint_have_the_protocols_shape(start_node:
 
 async def test_limits_and_outages_have_the_protocols_words(start_node: StartNode, worker: ScriptedWorker) -> None:
     server = await start_node(limit_requests_per_minute=1)
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client:
         first, second = [await client.post(URL, json=body()) for _ in range(2)]
         server.drain.begin()
         draining = await client.post(URL, json=body())

@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 import httpx2
 
 from scheduler.models import ModelCatalog
+from scheduler.queue import JobQueue
+from scheduler.workers import FIGURES
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import MODEL, TOKENIZER_JSON, NodeServer, ScriptedWorker, chat_body, make_card
 from tests.scheduler.ruling import put_in_effect, rule
+from tests.waiting import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 
@@ -64,6 +67,18 @@ async def test_models_and_workers_have_a_status(client: httpx2.AsyncClient, work
     assert (figures["worker"], figures["model"], figures["kv_bytes"]) == (worker.name, MODEL, 7)
 
 
+async def test_a_worker_that_has_said_nothing_yet_has_a_row_with_every_key(
+    client: httpx2.AsyncClient, worker: ScriptedWorker, queue: JobQueue
+) -> None:
+    await queue.heartbeat("a-new-one", [], register=True)
+    silent, known = (await client.get("/admin/workers")).json()["data"]
+    assert silent == dict.fromkeys(FIGURES) | {"worker": "a-new-one"}
+    assert known.keys() == silent.keys()
+    assert (await client.get("/health")).json()["status"] == "ok"
+    assert (await client.get("/admin/models/status")).json()["data"][0]["workers"] == [worker.name]
+    assert "a-new-one" not in (await client.get("/metrics")).text
+
+
 async def test_health_tells_what_is_missing(
     server: NodeServer, client: httpx2.AsyncClient, worker: ScriptedWorker, project: Callable[[], Awaitable[None]]
 ) -> None:
@@ -89,7 +104,7 @@ async def test_a_full_queue_is_overloaded(start_node: StartNode, worker: Scripte
     server = await start_node(max_waiting_jobs=1)
     worker.retire()
     await worker.gone.wait()
-    async with httpx2.AsyncClient(base_url=server.url) as http:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as http:
         await http.post(CHAT, json=chat_body(), headers={"prefer": "respond-async"})
         health = await http.get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "overloaded")

@@ -9,13 +9,14 @@ import pytest
 
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import ScriptedWorker, chat_body
+from tests.waiting import PATIENCE_S
 
 
 async def test_weights_are_shown_changed_and_taken_back(start_node: StartNode, worker: ScriptedWorker) -> None:
     node = await start_node(tenant_weights={"acme": 2.5})
     worker.retire()
     await worker.gone.wait()
-    async with httpx2.AsyncClient(base_url=node.url, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=node.url, timeout=PATIENCE_S) as client:
         await client.post("/v1/chat/completions", json=chat_body(max_tokens=5), headers={"prefer": "respond-async"})
         listed = (await client.get("/admin/tenants")).json()["data"]
         assert [(row["name"], row["weight"], row["set_by"], row["jobs"]) for row in listed] == [

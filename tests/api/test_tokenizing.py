@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.conftest import StartNode
 from tests.api.scripted_farm import CONTEXT_TOKENS, MODEL, TOKENIZER, ScriptedWorker, chat_body, make_card, prompt_text
+from tests.waiting import PATIENCE_S
 
 
 async def test_a_prompt_comes_back_from_its_tokens(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:
@@ -54,7 +55,7 @@ async def test_what_cannot_be_tokenized_is_named(
 
 async def test_a_model_has_to_be_named_where_several_are_served(start_node: StartNode, worker: ScriptedWorker) -> None:
     await worker.announce(make_card(name="other"))
-    async with httpx2.AsyncClient(base_url=(await start_node()).url) as client:
+    async with httpx2.AsyncClient(base_url=(await start_node()).url, timeout=PATIENCE_S) as client:
         response = await client.post("/tokenize", json={"prompt": "a"})
     assert response.json()["error"]["param"] == "model"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import psutil
 import pytest
 
-from tests.patience import tries
+from scheduler.connections import command_client
+from scheduler.queue import JobQueue
+from tests.farm.streams import get
+from tests.waiting import PATIENCE_S, until
 
-READY_S = 60
+READY_S = 200
+FAILPOINTS = Path(__file__).parents[1] / "faults" / "failpoints"
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Role:
         self.process.send_signal(signal.SIGTERM)
         return self.finish()
 
-    def finish(self, timeout_s: float = 40) -> int:
+    def finish(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end and close the pipes."""
         code = self.process.wait(timeout_s)
         for pipe in (self.process.stdin, self.process.stdout):
@@ -78,10 +83,49 @@ class Farm:
         for role in self.roles:
             role.finish()
 
-    def model_pid(self) -> int:
-        """The process that holds the model."""
-        workers = httpx2.get(f"{self.url}/admin/workers").json()["data"]
-        return int(workers[-1]["pid"])
+    def get(self, path: str, api: int = 0) -> Any:
+        """What an API node answers, as JSON."""
+        return get(f"{self.apis[api].facts['url']}{path}")
+
+    def model_pid(self, model: str = "demo") -> int:
+        """The process that serves a model, once there is one and no more; others may be dying, or just beginning."""
+
+        def alive() -> int | None:
+            rows = [row for row in self.get("/admin/workers")["data"] if row["model"] == model]
+            pids = [row["pid"] for row in rows if psutil.pid_exists(row["pid"])]
+            return pids[0] if len(pids) == 1 else None
+
+        return int(until(alive))
+
+    def declare_dead(self) -> list[str]:
+        """Take every worker's jobs away, as the reaper does when a lease has ended; their ids."""
+
+        async def reap() -> list[str]:
+            redis = command_client(self.redis.url)
+            queue = JobQueue(redis)
+            taken = [job for worker in await queue.live_workers() for job in await queue.reap(0, worker=worker)]
+            await redis.aclose()
+            return taken
+
+        return asyncio.run(reap())
+
+    def fail_at(self, point: str) -> None:
+        """The next model process that comes to this point fails there, once (faults/failpoints/sitecustomize.py)."""
+        new = self._fail_file.with_suffix(".new")
+        new.write_text(point)
+        new.rename(self._fail_file)
+
+    def has_failed(self) -> bool:
+        """Has a process come to the point, and is it over (or, where it hangs: does it hang)?"""
+        return not self._fail_file.exists()
+
+    def go_on(self) -> None:
+        """What hangs goes on."""
+        self._fail_file.with_suffix(".hangs").unlink()
+
+    @property
+    def _fail_file(self) -> Path:
+        return Path(self.environment["FAIL_FILE"])
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """Rows of a read-only SELECT, as `mlx-farm audit query` gets them."""
@@ -121,12 +165,22 @@ def start_farm(
 ) -> Iterator[Callable[..., Farm]]:
     """Start farms that are stopped at the end of the run; keywords become FARM_… settings; no spare processes.
 
-    `redis` is anything with a `url`, which stays the caller's; without it the farm gets a server of its own.
-    `lines` are the URLs of roles that reach it on another way.
+    `redis` is anything with a `url`, which stays the caller's; without it the farm gets a server of its own. `lines`
+    are the URLs of roles that reach it on another way. Model processes can `fail_at` a point where `failpoints` are
+    asked for; `variables` are of the environment. A lease ends only where the test shortens it: no stall of the
+    machine is taken for a death.
     """
     farms: list[Farm] = []
 
-    def start(*, apis: int = 1, redis: Any = None, lines: Mapping[str, str] | None = None, **settings: str) -> Farm:
+    def start(
+        *,
+        apis: int = 1,
+        redis: Any = None,
+        lines: Mapping[str, str] | None = None,
+        failpoints: bool = False,
+        variables: Mapping[str, str] | None = None,
+        **settings: str,
+    ) -> Farm:
         redis, database_url = redis or start_redis(), new_database()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FARM_")}
         environment |= {
@@ -137,7 +191,10 @@ def start_farm(
             "FARM_SUPERVISED": "1",
             "FARM_LOG_FORMAT": "json",
             "FARM_SPARE_PROCESS": "false",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "FARM_LEASE_S": "40",
+            "FAIL_FILE": str(tmp_path_factory.mktemp("failures") / "point"),
+            "PYTHONPATH": os.pathsep.join([str(FAILPOINTS)] * failpoints + [str(Path(__file__).parents[2])]),
+            **(variables or {}),
             **{f"FARM_{key.upper()}": value for key, value in settings.items()},
         }
         ways = {role: environment | {"FARM_REDIS_URL": url} for role, url in (lines or {}).items()}
@@ -154,7 +211,7 @@ def start_farm(
                 role.process.send_signal(signal.SIGTERM)
         for role in farm.roles:
             try:
-                role.finish(30)
+                role.finish(60)
             except subprocess.TimeoutExpired:
                 role.kill()
 
@@ -167,12 +224,5 @@ def farm(start_farm: Callable[..., Farm]) -> Farm:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
-    """Call until the answer is true, at most `timeout_s`; returns it."""
-
-    def wait(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-        for _ in tries(timeout_s):
-            if answer := condition():
-                return answer
-        return None
-
-    return wait
+    """Call until the answer is true; returns it."""
+    return until

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from bench.adapters import write_adapter
 from bench.tiny_models import tiny_model
 from scheduler.prompts import PromptFormat
-from tests.farm.test_crashes import Transcript, read, stream
+from tests.farm.conftest import FAILPOINTS, Farm
+from tests.farm.streams import Answer, post
 from tests.farm.test_engines import VOCAB_TOKENS, model_folder
 from workers.engine import Prompt, SamplingParams, StopRule, load_engine
 from workers.model_process import model_card
@@ -35,11 +34,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, P
 
 
 @pytest.fixture(scope="module")
-def adapted(farm: Any, folders: tuple[Path, dict[str, Path]]) -> Any:
+def adapted(farm: Farm, folders: tuple[Path, dict[str, Path]]) -> Farm:
     """The farm with one more worker."""
     model, adapters = folders
     named = ",".join(f"{name}={folder}" for name, folder in adapters.items())
-    farm.start("workers", FARM_MODEL=str(model), FARM_MODEL_NAME="base", FARM_ADAPTERS=named)
+    path = os.pathsep.join([str(FAILPOINTS), farm.environment["PYTHONPATH"]])
+    farm.start("workers", FARM_MODEL=str(model), FARM_MODEL_NAME="base", FARM_ADAPTERS=named, PYTHONPATH=path)
     return farm
 
 
@@ -61,23 +61,23 @@ def said_by_engine(model: Path, adapters: dict[str, Path]) -> dict[str | None, s
     return said
 
 
-def test_each_name_is_answered_by_its_adapter(adapted: Any, folders: tuple[Path, dict[str, Path]]) -> None:
+def test_each_name_is_answered_by_its_adapter(adapted: Farm, folders: tuple[Path, dict[str, Path]]) -> None:
     expected = said_by_engine(*folders)
     assert len(set(expected.values())) == 3
     for adapter, text in expected.items():
         asked = GREEDY | {"model": adapter or "base"}
-        answer = httpx2.post(f"{adapted.url}/v1/chat/completions", json=asked, timeout=60).raise_for_status()
+        answer = post(f"{adapted.url}/v1/chat/completions", asked).raise_for_status()
         assert answer.json()["model"] == (adapter or "base")
         assert answer.json()["choices"][0]["message"]["content"] == text
 
 
-def test_adapters_are_listed_and_recorded(adapted: Any, eventually: Callable[..., Any]) -> None:
-    listed = {model["id"]: model for model in httpx2.get(f"{adapted.url}/v1/models").json()["data"]}
+def test_adapters_are_listed_and_recorded(adapted: Farm, eventually: Callable[..., Any]) -> None:
+    listed = {model["id"]: model for model in adapted.get("/v1/models")["data"]}
     assert (listed["poems"]["root"], listed["poems"]["parent"], listed["base"]["parent"]) == ("base", "base", None)
-    shown = httpx2.get(f"{adapted.url}/admin/models/status").json()["data"]
+    shown = adapted.get("/admin/models/status")["data"]
     assert next(model for model in shown if model["name"] == "base")["adapters"] == ["poems", "sql"]
     asked = GREEDY | {"model": "sql", "max_tokens": 3}
-    answer = httpx2.post(f"{adapted.url}/v1/chat/completions", json=asked, timeout=60).raise_for_status()
+    answer = post(f"{adapted.url}/v1/chat/completions", asked).raise_for_status()
     job_id = answer.headers["farm-job-id"]
     query = f"SELECT model_asked, model, params FROM jobs WHERE id = '{job_id}' AND state = 'finished'"
     [row] = eventually(lambda: adapted.query(query))
@@ -85,20 +85,13 @@ def test_adapters_are_listed_and_recorded(adapted: Any, eventually: Callable[...
     assert '"adapter": "sql"' in str(row["params"]).replace("'", '"').replace('":"', '": "')
 
 
-def test_a_job_whose_worker_was_killed_goes_on_with_its_adapter(adapted: Any) -> None:
+def test_a_job_whose_worker_was_killed_goes_on_with_its_adapter(adapted: Farm) -> None:
     asked = GREEDY | {"model": "poems", "max_tokens": 400, "stream": True}
-    with stream(adapted.url, asked) as response:
-        undisturbed = read(response, Transcript())
-    disturbed = Transcript()
-    with stream(adapted.url, asked) as response:
-        lines = response.iter_lines()
-        read(response, disturbed, events=10, lines=lines)
-        workers = httpx2.get(f"{adapted.url}/admin/workers").json()["data"]
-        os.kill(next(worker["pid"] for worker in workers if worker.get("model") == "base"), signal.SIGKILL)
-        read(response, disturbed, lines=lines)
-    assert disturbed.done
-    assert disturbed.text == undisturbed.text
-    assert httpx2.get(f"{adapted.url}/v1/jobs/{disturbed.job_id}").json()["attempts"] == 2
+    undisturbed = Answer(adapted.url, asked).read()
+    adapted.fail_at("SIGKILL 10")
+    disturbed = Answer(adapted.url, asked)
+    assert disturbed.read() == undisturbed
+    assert adapted.get(f"/v1/jobs/{disturbed.job_id}")["attempts"] == 2
 
 
 @pytest.mark.parametrize(
@@ -109,7 +102,7 @@ def test_a_job_whose_worker_was_killed_goes_on_with_its_adapter(adapted: Any) ->
     ],
 )
 def test_a_worker_with_an_adapter_that_cannot_be_served_does_not_start(
-    farm: Any, folders: tuple[Path, dict[str, Path]], settings: dict[str, str], said: str, capfd: Any
+    farm: Farm, folders: tuple[Path, dict[str, Path]], settings: dict[str, str], said: str, capfd: Any
 ) -> None:
     with pytest.raises(RuntimeError, match="did not get ready"):
         farm.start("workers", FARM_MODEL=str(folders[0]), FARM_MODEL_NAME="base", **settings)

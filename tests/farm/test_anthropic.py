@@ -20,7 +20,7 @@ def claude(farm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[anth
     """The SDK on a farm with a model that has room for many tools."""
     folder = long_context_demo(tmp_path_factory.mktemp("long") / "demo", 16384)
     farm.start("workers", FARM_MODEL=str(folder), FARM_MODEL_NAME=MODEL)
-    with anthropic.Anthropic(base_url=farm.url, api_key="none", max_retries=0, timeout=120) as sdk:
+    with anthropic.Anthropic(base_url=farm.url, api_key="none", max_retries=9) as sdk:
         yield sdk
 
 

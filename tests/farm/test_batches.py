@@ -21,26 +21,25 @@ LINES = 24
 
 @pytest.fixture(scope="module")
 def batch_farm(start_farm: Callable[..., Farm]) -> Farm:
-    farm = start_farm(apis=2, lease_s="2", batch_window="8")
+    farm = start_farm(apis=2, batch_window="8")
     farm.start("api.batches")
     return farm
 
 
 def client_of(farm: Farm, api: int) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{farm.apis[api].facts['url']}/v1", api_key="unused", max_retries=5, timeout=20)
+    return openai.OpenAI(base_url=f"{farm.apis[api].facts['url']}/v1", api_key="unused", max_retries=9, timeout=60)
 
 
-def line(number: int, max_tokens: int) -> str:
+def line(number: int, max_tokens: int, **changes: Any) -> str:
     messages = [{"role": "user", "content": f"Tell me about the number {number}."}]
-    body = {"model": "demo", "temperature": 0, "max_tokens": max_tokens, "messages": messages}
+    body = {"model": "demo", "temperature": 0, "max_tokens": max_tokens, "messages": messages} | changes
     return json.dumps({"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body})
 
 
-def submit(client: openai.OpenAI, count: int, max_tokens: int = 8) -> Any:
-    content = "\n".join(line(number, max_tokens) for number in range(count)).encode()
-    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+def submit(client: openai.OpenAI, lines: list[str]) -> Any:
+    file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
     return client.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"n": str(count)}
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"n": str(len(lines))}
     )
 
 
@@ -52,11 +51,12 @@ def results_of(client: openai.OpenAI, file_id: str) -> dict[str, Any]:
 
 def test_every_line_has_one_result_whatever_dies(batch_farm: Farm, eventually: Callable[..., Any]) -> None:
     farm, client = batch_farm, client_of(batch_farm, 1)
-    quiet = submit(client, LINES)
-    eventually(lambda: client.batches.retrieve(quiet.id).status == "completed", 120)
+    lines = [line(number, 8) for number in range(LINES)]
+    quiet = submit(client, lines)
+    eventually(lambda: client.batches.retrieve(quiet.id).status == "completed")
     expected = results_of(client, client.batches.retrieve(quiet.id).output_file_id or "")
 
-    batch = submit(client, LINES)
+    batch = submit(client, lines)
 
     def done() -> int:
         counts = client.batches.retrieve(batch.id).request_counts
@@ -70,9 +70,9 @@ def test_every_line_has_one_result_whatever_dies(batch_farm: Farm, eventually: C
         lambda: restart(farm, "api.batches"),
     ]
     for number, death in enumerate(deaths, 1):
-        eventually(lambda number=number: done() >= number, 60)
+        eventually(lambda number=number: done() >= number)
         death()
-    eventually(lambda: client.batches.retrieve(batch.id).status == "completed", 180)
+    eventually(lambda: client.batches.retrieve(batch.id).status == "completed")
     ended = client.batches.retrieve(batch.id)
     assert ended.error_file_id is None
     assert results_of(client, ended.output_file_id or "") == expected
@@ -113,13 +113,14 @@ def test_the_command_line_submits_waits_and_fetches(batch_farm: Farm, tmp_path: 
 
 def test_people_go_before_a_batch(batch_farm: Farm, eventually: Callable[..., Any]) -> None:
     client = client_of(batch_farm, 1)
-    batch = submit(client, 200, max_tokens=40)
-    eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed, 60)  # type: ignore[union-attr]
+    endless = [line(number, 1500, ignore_eos=True) for number in range(8, 200)]
+    batch = submit(client, [line(number, 4) for number in range(8)] + endless)
+    eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed)  # type: ignore[union-attr]
     message: Any = {"role": "user", "content": "Hi"}
     assert client.chat.completions.create(model="demo", messages=[message], max_tokens=5).choices
     assert client.batches.retrieve(batch.id).status == "in_progress"
     client.batches.cancel(batch.id)
-    eventually(lambda: client.batches.retrieve(batch.id).status == "cancelled", 60)
+    eventually(lambda: client.batches.retrieve(batch.id).status == "cancelled")
     ended = client.batches.retrieve(batch.id)
     assert ended.request_counts is not None
     assert ended.request_counts.completed + ended.request_counts.failed == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,8 @@ import pytest
 from bench.tiny_encoders import SIZES, write_embedder, write_scorer
 from farm import valkey
 from farm.home import Home
+from tests.farm.streams import get
+from tests.waiting import PATIENCE_S
 
 
 class Serving:
@@ -43,7 +44,7 @@ class Serving:
     def interrupt(self) -> tuple[int, str]:
         """Ctrl-C; the exit code and what it has written to stderr."""
         self.process.send_signal(signal.SIGINT)
-        _, errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, errors
 
 
@@ -52,7 +53,8 @@ def environment() -> Iterator[dict[str, str]]:
     """For one data folder with a short path."""
     with tempfile.TemporaryDirectory(prefix="farm-", ignore_cleanup_errors=True) as folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-        yield environment | {"FARM_HOME": folder, "PYTHONPATH": str(Path(__file__).parents[2])}
+        patience = {"FARM_LEASE_S": "40", "FARM_DRAIN_S": "100"}  # what runs may finish, also on a slow machine
+        yield environment | patience | {"FARM_HOME": folder, "PYTHONPATH": str(Path(__file__).parents[2])}
         for pid in farm_processes({"FARM_HOME": folder}):
             os.kill(pid, signal.SIGKILL)
 
@@ -70,7 +72,7 @@ def serve(environment: dict[str, str]) -> Iterator[Callable[[], Serving]]:
     for serving in started:
         if serving.process.poll() is None:
             serving.process.terminate()
-        serving.process.communicate(timeout=60)
+        serving.process.communicate(timeout=PATIENCE_S)
 
 
 def farm_processes(environment: dict[str, str]) -> dict[int, str]:
@@ -88,7 +90,7 @@ def farm_processes(environment: dict[str, str]) -> dict[int, str]:
 
 def ask(url: str, **changes: Any) -> Any:
     body = {"model": "demo", "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0, **changes}
-    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE_S)
 
 
 def test_the_first_start_answers_and_ctrl_c_leaves_nothing(
@@ -113,7 +115,7 @@ def test_an_open_stream_ends_properly_at_ctrl_c(serve: Callable[[], Serving]) ->
         "ignore_eos": True,
         "stream": True,
     }
-    with httpx2.stream("POST", f"{serving.url}/v1/chat/completions", json=body, timeout=60) as response:
+    with httpx2.stream("POST", f"{serving.url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as response:
         lines: list[str] = []
         for line in response.iter_lines():
             if line.startswith("data:"):
@@ -121,7 +123,7 @@ def test_an_open_stream_ends_properly_at_ctrl_c(serve: Callable[[], Serving]) ->
                     serving.process.send_signal(signal.SIGINT)
                 lines.append(line)
     assert lines[-1] == "data: [DONE]"
-    assert serving.process.wait(60) == 0
+    assert serving.process.wait(PATIENCE_S) == 0
 
 
 def test_after_kill_9_nothing_runs_on_and_the_next_start_finds_everything(
@@ -131,10 +133,9 @@ def test_after_kill_9_nothing_runs_on_and_the_next_start_finds_everything(
     job = ask(first.url).headers["farm-job-id"]
     first.process.kill()
     second = serve()  # at once: perhaps while the Valkey of the first still runs
-    state = json.loads(httpx2.get(f"{second.url}/v1/jobs/{job}").content)["state"]
-    assert state == "finished"
+    assert get(f"{second.url}/v1/jobs/{job}")["state"] == "finished"
     second.process.kill()
-    eventually(lambda: farm_processes(environment) == {}, timeout_s=40)
+    eventually(lambda: farm_processes(environment) == {})
     socket = Home(Path(environment["FARM_HOME"])).socket()
     eventually(lambda: not valkey.ping(socket))
 
@@ -142,7 +143,7 @@ def test_after_kill_9_nothing_runs_on_and_the_next_start_finds_everything(
 def test_a_second_serve_on_the_same_data_is_refused(serve: Callable[[], Serving], environment: dict[str, str]) -> None:
     first = serve()
     command = [sys.executable, "-m", "farm", "serve", "--port", "0"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 1
     assert f"pid {first.process.pid}" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -151,7 +152,7 @@ def test_a_second_serve_on_the_same_data_is_refused(serve: Callable[[], Serving]
 
 def test_a_part_that_cannot_start_ends_serve_with_its_reason(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "farm", "serve", "--port", "0", "--model", "/no/such/model"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 1
     assert "The worker did not start" in done.stderr
     assert "/no/such/model" in done.stderr
@@ -166,7 +167,7 @@ def test_models_that_embed_and_rank_are_served_beside_the_one_that_chats(
     environment["FARM_RERANK_MODEL"] = str(write_scorer(tmp_path / "pairs", "bert"))
     serving = serve()
     assert "Beside  texts, pairs" in serving.banner
-    with httpx2.Client(base_url=serving.url, timeout=60) as http:
+    with httpx2.Client(base_url=serving.url, timeout=PATIENCE_S) as http:
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["chat", "pairs", "texts"]
         embedded = http.post("/v1/embeddings", json={"model": "texts", "input": "a text"}).raise_for_status().json()
         assert len(embedded["data"][0]["embedding"]) == SIZES["hidden_size"]

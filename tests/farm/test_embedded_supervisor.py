@@ -17,6 +17,7 @@ from farm import ports
 from farm.children import Child, ChildFailed, Output, Role
 from farm.errors import CommandError
 from farm.supervisor import Ready, Supervisor
+from tests.waiting import PATIENCE_S
 
 STEADY = """
 import json, os, signal, sys
@@ -55,7 +56,7 @@ def log(tmp_path: Path) -> Path:
 def role(log: Path) -> Callable[..., Role]:
     """A role that runs a script."""
 
-    def make(name: str, script: str = STEADY, grace_s: float = 10.0) -> Role:
+    def make(name: str, script: str = STEADY, grace_s: float = PATIENCE_S) -> Role:
         code = script.format(log=log, name=name)
         return Role(name=name, argv=[sys.executable, "-S", "-c", code], grace_s=grace_s)
 
@@ -86,7 +87,7 @@ async def test_the_first_starts_alone_and_stops_last_the_others_stop_in_their_or
     role: Callable[..., Role], lines: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     running = Running(tmp_path, [role("valkey")], [role("api"), role("worker"), role("scheduler")])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         ready, _ = await running.ready
         assert {name: data["name"] for name, data in ready.items()} == {name: name for name in ready}
         running.supervisor.stop()
@@ -101,7 +102,7 @@ async def test_a_signal_stops_everything(
     role: Callable[..., Role], lines: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     running = Running(tmp_path, [], [role("api")])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await running.ready
         os.kill(os.getpid(), signal.SIGTERM)
         await running.task
@@ -112,7 +113,7 @@ async def test_a_child_that_does_not_start_ends_all_with_its_last_words(
     role: Callable[..., Role], lines: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     running = Running(tmp_path, [role("valkey")], [role("worker", FAILING)])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(ChildFailed, match=r"worker did not start \(exit code 7\)") as failure:
             await running.task
     assert "cannot find the model in /models" in str(failure.value)
@@ -122,7 +123,7 @@ async def test_a_child_that_does_not_start_ends_all_with_its_last_words(
 
 async def test_a_program_that_cannot_be_run_is_named(tmp_path: Path) -> None:
     running = Running(tmp_path, [Role(name="valkey", argv=[str(tmp_path / "missing")], grace_s=1)], [])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(ChildFailed, match="missing: No such file"):
             await running.task
 
@@ -131,7 +132,7 @@ async def test_a_child_that_dies_later_is_started_again(
     role: Callable[..., Role], lines: Callable[[], list[str]], tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     running = Running(tmp_path, [], [role("worker")])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         _, children = await running.ready
         pid = children["worker"].pid
         assert pid is not None
@@ -147,7 +148,7 @@ async def test_what_ignores_the_stop_signal_is_killed_with_its_children(
     role: Callable[..., Role], tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     running = Running(tmp_path, [], [role("worker", STUBBORN, grace_s=0.2)])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         ready, children = await running.ready
         running.supervisor.stop()
         await running.task
@@ -157,7 +158,7 @@ async def test_what_ignores_the_stop_signal_is_killed_with_its_children(
 
 async def test_a_second_signal_shortens_the_grace_time(role: Callable[..., Role], tmp_path: Path) -> None:
     running = Running(tmp_path, [], [role("worker", STUBBORN, grace_s=600.0)])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await running.ready
         running.supervisor.stop()
         running.supervisor.stop()

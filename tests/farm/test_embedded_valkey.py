@@ -50,7 +50,7 @@ def test_an_orphan_is_stopped_with_its_data_and_found_again(
     with Redis.from_url(valkey.url(home.socket())) as redis:
         redis.set("kept", "yes")
     assert valkey.stop_orphan(home.socket()) == server.pid
-    assert server.wait(10) == 0
+    assert server.wait(60) == 0
     assert valkey.stop_orphan(home.socket()) is None
     with subprocess.Popen(valkey.command(home, home.socket()), stdout=subprocess.DEVNULL) as successor:
         eventually(lambda: valkey.ping(home.socket()))

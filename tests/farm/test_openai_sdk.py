@@ -14,13 +14,13 @@ QUESTION: list[Any] = [{"role": "user", "content": "What is mlx-farm?"}]
 
 @pytest.fixture
 def client(farm: Any) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{farm.url}/v1", api_key="none", max_retries=0) as client:
+    with OpenAI(base_url=f"{farm.url}/v1", api_key="none", max_retries=9) as client:
         yield client
 
 
 @pytest.fixture
 async def async_client(farm: Any) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{farm.url}/v1", api_key="none", max_retries=0) as client:
+    async with AsyncOpenAI(base_url=f"{farm.url}/v1", api_key="none", max_retries=9) as client:
         yield client
 
 

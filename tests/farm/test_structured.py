@@ -24,7 +24,7 @@ ASK: list[Any] = [{"role": "user", "content": "Give me a JSON object about a cat
 
 @pytest.fixture
 def client(farm: Any) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{farm.url}/v1", api_key="none", max_retries=0) as client:
+    with OpenAI(base_url=f"{farm.url}/v1", api_key="none", max_retries=9) as client:
         yield client
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import signal
 from array import array
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 
 from bench.tiny_encoders import CONTEXT_TOKENS, letter_tokenizer, write_embedder, write_scorer
+from tests.waiting import PATIENCE_S
 from workers.encoder import load_encoder
 from workers.engine import Prompt, SamplingParams, StopRule, Task
 
@@ -40,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def vector_farm(start_farm: Callable[..., Any], folders: dict[str, Path]) -> Any:
     """A farm with a worker for each."""
-    farm = start_farm(model=str(folders["embed"]))
+    farm = start_farm(model=str(folders["embed"]), failpoints=True)
     for name in ("short", "rank"):
         farm.start("workers", FARM_MODEL=str(folders[name]))
     return farm
@@ -48,7 +46,7 @@ def vector_farm(start_farm: Callable[..., Any], folders: dict[str, Path]) -> Any
 
 @pytest.fixture
 def http(vector_farm: Any) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=vector_farm.url, timeout=60) as client:
+    with httpx2.Client(base_url=vector_farm.url, timeout=2 * PATIENCE_S) as client:
         yield client
 
 
@@ -69,7 +67,7 @@ def expected(folders: dict[str, Path]) -> np.ndarray:
 
 
 def test_the_sdk_gets_the_same_vectors_as_floats_and_in_base64(vector_farm: Any, expected: np.ndarray) -> None:
-    with OpenAI(base_url=f"{vector_farm.url}/v1", api_key="none", max_retries=0) as client:
+    with OpenAI(base_url=f"{vector_farm.url}/v1", api_key="none", max_retries=9) as client:
         default = client.embeddings.create(model="embed", input=TEXTS)  # the SDK asks for base64 and decodes it
         floats = client.embeddings.create(model="embed", input=TEXTS, encoding_format="float")
         single = client.embeddings.create(model="embed", input=TEXTS[0], user="me")
@@ -82,7 +80,7 @@ def test_the_sdk_gets_the_same_vectors_as_floats_and_in_base64(vector_farm: Any,
 
 
 async def test_many_requests_at_once_get_their_own_vectors(vector_farm: Any, expected: np.ndarray) -> None:
-    async with AsyncOpenAI(base_url=f"{vector_farm.url}/v1", api_key="none", max_retries=0) as client:
+    async with AsyncOpenAI(base_url=f"{vector_farm.url}/v1", api_key="none", max_retries=9) as client:
         calls = [client.embeddings.create(model="embed", input=TEXTS[i % 3]) for i in range(24)]
         answers = await asyncio.gather(*calls)
     for index, answer in enumerate(answers):
@@ -108,7 +106,7 @@ def test_base64_is_little_endian_float32(http: httpx2.Client, expected: np.ndarr
 
 
 def test_fewer_dimensions_only_where_the_model_was_trained_for_them(vector_farm: Any) -> None:
-    with OpenAI(base_url=f"{vector_farm.url}/v1", api_key="none", max_retries=0) as client:
+    with OpenAI(base_url=f"{vector_farm.url}/v1", api_key="none", max_retries=9) as client:
         whole = np.array(client.embeddings.create(model="short", input="hello").data[0].embedding)
         short = np.array(client.embeddings.create(model="short", input="hello", dimensions=8).data[0].embedding)
         assert np.allclose(short, whole[:8] / np.linalg.norm(whole[:8]), atol=1e-5)
@@ -223,23 +221,18 @@ def test_an_async_job_keeps_its_vectors_and_its_record(vector_farm: Any, http: h
     )
 
 
-def test_a_request_outlives_the_worker_that_computed_half_of_it(http: httpx2.Client, expected: np.ndarray) -> None:
+def test_a_request_outlives_the_worker_that_computed_half_of_it(vector_farm: Any, http: httpx2.Client) -> None:
     texts = [TEXTS[index % 3] + " and so on" * 8 for index in range(512)]
     undisturbed = np.array([item["embedding"] for item in _embed(http, texts[:3])])
-    workers = http.get("/admin/workers").json()["data"]
-    pid = next(worker["pid"] for worker in workers if worker.get("model") == "embed")
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(_embed, http, texts)
-        while not any(job["state"] == "running" for job in http.get("/v1/jobs?state=running").json()["data"]):
-            assert not answer.done()
-        os.kill(pid, signal.SIGKILL)
-        data = answer.result(240)
+    vector_farm.fail_at("SIGKILL 3")
+    data = _embed(http, texts)
+    assert vector_farm.has_failed()
     found = np.array([item["embedding"] for item in data])
     assert [item["index"] for item in data] == list(range(512))
     assert np.abs(found - undisturbed[np.arange(512) % 3]).max() < CLOSE
 
 
 def _embed(http: httpx2.Client, texts: list[str]) -> list[dict[str, Any]]:
-    answer = http.post("/v1/embeddings", json={"model": "embed", "input": texts}, timeout=240).raise_for_status().json()
+    answer = http.post("/v1/embeddings", json={"model": "embed", "input": texts}).raise_for_status().json()
     data: list[dict[str, Any]] = answer["data"]
     return data

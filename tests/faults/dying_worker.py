@@ -25,10 +25,11 @@ from scheduler.job_ids import new_job_id
 from scheduler.queue import Claimed, JobQueue
 from scheduler.scripts import QueuePolicy
 from scheduler.tokens import Emission, TokenLog
-from tests.scheduler.builders import POOL, make_job
+from tests.scheduler.builders import PATIENT_LEASE_MS, POOL, make_job
 
 JOBS = 2
 TOKENS = 3
+POLICY = QueuePolicy(max_crashes=1000, lease_ms=PATIENT_LEASE_MS)
 
 
 class MortalRedis(Redis):
@@ -53,7 +54,7 @@ async def work(url: str, worker: str, ids: list[str], boundary: int | None) -> N
     redis = MortalRedis(connection_pool=command_client(url).connection_pool)
     if boundary is not None:
         redis.left = itertools.count(boundary, -1)
-    queue = JobQueue(redis, policy=QueuePolicy(max_crashes=1000))
+    queue = JobQueue(redis, policy=POLICY)
     for job_id in ids:
         await queue.submit(make_job(id=job_id, max_tokens=TOKENS))
     await queue.heartbeat(worker, [], register=True)
@@ -74,7 +75,7 @@ async def carry_through(queue: JobQueue, job: Claimed) -> None:
 async def take_over(url: str, dead: str, ids: list[str]) -> None:
     """What the agent and the next model process do."""
     redis = command_client(url)
-    await JobQueue(redis, policy=QueuePolicy(max_crashes=1000)).reap(0, worker=dead)
+    await JobQueue(redis, policy=POLICY).reap(0, worker=dead)
     await redis.aclose()
     await work(url, f"{dead}-next", ids, None)
 

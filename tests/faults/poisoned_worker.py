@@ -16,9 +16,10 @@ from scheduler.connections import command_client
 from scheduler.events import EventType
 from scheduler.frames import Chunk, FrameId
 from scheduler.queue import Claimed, JobQueue
+from scheduler.scripts import QueuePolicy
 from scheduler.tokens import Emission, TokenLog
 from tests.faults.dying_worker import fork
-from tests.scheduler.builders import POOL
+from tests.scheduler.builders import PATIENT_LEASE_MS, POOL
 
 POISON_SEED = 666
 ROWS = 16
@@ -27,7 +28,7 @@ TOKENS = 4
 
 async def work(url: str, worker: str) -> None:
     """Run batches until nothing waits."""
-    queue = JobQueue(command_client(url))
+    queue = JobQueue(command_client(url), policy=QueuePolicy(lease_ms=PATIENT_LEASE_MS))
     await queue.heartbeat(worker, [], register=True)
     held: dict[str, Claimed] = {}
     said: dict[str, int] = {}

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import hiredis
 
+from tests.waiting import PATIENCE_S
+
 T = TypeVar("T")
 
 
@@ -60,7 +62,7 @@ class RedisProxy:
         self._loop.close()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     async def _close(self) -> None:
         self._server.close()

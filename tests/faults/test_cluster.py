@@ -23,8 +23,8 @@ from scheduler.scripts import QueuePolicy
 from scheduler.servers import require_server
 from scheduler.tokens import Emission, EmitCode, TokenListener
 from tests.conftest import RedisServer
+from tests.farm.streams import Answer, ask
 from tests.faults.redis_nodes import Cluster, until
-from tests.faults.streams import Answer, ask
 from tests.scheduler.builders import ENDED, Farm, make_job
 
 SHARDS = 5

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from scheduler.connections import command_client
-from scheduler.queue import JobQueue
-from tests.faults.streams import Answer, ask
+from tests.farm.conftest import Farm
+from tests.farm.streams import Answer, ask
 
 BODY = ask("Tell me a story.", temperature=1.1, seed=8)
 
 
 @pytest.fixture(scope="module")
-def fenced(start_farm: Callable[..., Any]) -> Any:
+def fenced(start_farm: Callable[..., Farm]) -> Farm:
     """A farm whose only worker is declared dead while it works."""
-    return start_farm()
+    return start_farm(failpoints=True)
 
 
-def declare_dead(redis_url: str) -> list[str]:
-    """The reaper takes every worker's jobs away."""
-
-    async def reap() -> list[str]:
-        redis = command_client(redis_url)
-        queue = JobQueue(redis)
-        taken = [job for worker in await queue.live_workers() for job in await queue.reap(0, worker=worker)]
-        await redis.aclose()
-        return taken
-
-    return asyncio.run(reap())
-
-
-def test_a_worker_that_gets_its_own_job_back_goes_on_where_it_was(fenced: Any) -> None:
+def test_a_worker_that_gets_its_own_job_back_goes_on_where_it_was(fenced: Farm, eventually: Callable[..., Any]) -> None:
     """F5: the second claim comes while the engine still runs the first one."""
     undisturbed = Answer(fenced.url, BODY).read()
+    fenced.fail_at("hang 15")
     with Answer(fenced.url, BODY) as answer:
-        answer.read(events=10)
-        assert declare_dead(fenced.redis.url) == [answer.job_id]
+        eventually(fenced.has_failed)
+        assert fenced.declare_dead() == [answer.job_id]
+        eventually(lambda: fenced.get(f"/v1/jobs/{answer.job_id}")["attempts"] == 2)
+        fenced.go_on()
         assert answer.read() == undisturbed

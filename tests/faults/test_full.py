@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -22,9 +21,10 @@ from scheduler.migrate import upgrade
 from scheduler.projector import Projector
 from scheduler.store import Store
 from tests.conftest import RedisServer
-from tests.faults.redis_nodes import until
-from tests.faults.streams import Answer, ask
+from tests.farm.conftest import Farm as RealFarm
+from tests.farm.streams import Answer, ask
 from tests.scheduler.builders import Farm, make_job
+from tests.waiting import PATIENCE_S, until
 
 DISK_BYTES = 6 * 2**20
 BODY = ask("Tell me a story.", temperature=1.1, seed=8, max_tokens=80)
@@ -120,19 +120,22 @@ async def test_a_full_disk_of_sql_delays_the_record_and_loses_nothing(redis: Red
     await engine.dispose()
 
 
-def test_full_memory_refuses_requests_while_running_ones_finish(start_farm: Callable[..., Any]) -> None:
+def test_full_memory_refuses_requests_while_running_ones_finish(start_farm: Callable[..., RealFarm]) -> None:
     """F24, with all processes: 503 with Retry-After; streams, their ends and the record go on; then all as before."""
-    farm = start_farm()
+    farm = start_farm(failpoints=True)
     undisturbed = Answer(farm.url, BODY).read()
+    farm.fail_at("hang 20")
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: Answer(farm.url, BODY), range(4)))
+        until(farm.has_failed)
         farm.redis.ask("CONFIG", "SET", "maxmemory", "1mb")
-        refused = httpx2.post(f"{farm.url}/v1/chat/completions", json=BODY, timeout=60)
+        refused = httpx2.post(f"{farm.url}/v1/chat/completions", json=BODY, timeout=PATIENCE_S)
         assert refused.status_code == 503
         assert float(refused.headers["retry-after"]) > 0
         assert refused.json()["error"]["message"]
+        farm.go_on()
         assert list(pool.map(lambda answer: answer.read(), answers)) == [undisturbed] * 4
     done = "SELECT COUNT(*) AS n FROM jobs WHERE state = 'finished'"
     until(lambda: farm.query(done)[0]["n"] == 5)
     farm.redis.ask("CONFIG", "SET", "maxmemory", "0")
-    until(lambda: httpx2.post(f"{farm.url}/v1/chat/completions", json=BODY, timeout=60).status_code == 200)
+    until(lambda: httpx2.post(f"{farm.url}/v1/chat/completions", json=BODY, timeout=PATIENCE_S).status_code == 200)

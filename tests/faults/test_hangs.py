@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,50 +10,60 @@ import httpx2
 import psutil
 import pytest
 
-from tests.faults.streams import Answer, ask
+from tests.farm.conftest import Farm
+from tests.farm.streams import Answer, ask
+from tests.waiting import PATIENCE_S
 
-FAILPOINTS = Path(__file__).parent / "failpoints"
 BODY = ask("Tell me a story.", temperature=1.1, seed=8)
 
 
 @pytest.fixture(scope="module")
-def hanging(start_farm: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A farm with a second worker whose engine the test can hang, and no other worker."""
-    folder = tmp_path_factory.mktemp("hanging")
-    farm = start_farm(lease_s="2")
-    path = f"{FAILPOINTS}{os.pathsep}{farm.environment['PYTHONPATH']}"
-    farm.environment |= {"LOG_FILE": str(folder / "log"), "HANG_FILE": str(folder / "hang")}
-    farm.start("workers", PYTHONPATH=path, FARM_PROGRESS_LIMIT_S="7")
-    assert farm.worker.stop() == 0
-    return farm
+def hanging(start_farm: Callable[..., Farm], tmp_path_factory: pytest.TempPathFactory) -> Farm:
+    """A farm whose worker's engine can hang."""
+    return start_farm(failpoints=True, variables={"LOG_FILE": str(tmp_path_factory.mktemp("hanging") / "log")})
 
 
-def test_a_hung_engine_is_killed_with_its_stacks_in_the_log(hanging: Any, eventually: Callable[..., Any]) -> None:
-    """F7: the heartbeat goes on, no step ends; health says so meanwhile; the job resumes in the next process."""
-    log, hang = Path(hanging.environment["LOG_FILE"]), Path(hanging.environment["HANG_FILE"])
+def test_health_tells_of_a_step_that_takes_long(hanging: Farm, eventually: Callable[..., Any]) -> None:
+    """F7: the heartbeat goes on, no step ends; and when it ends after all, nothing has happened."""
     undisturbed = Answer(hanging.url, BODY).read()
+    hanging.fail_at("hang 15")
     with Answer(hanging.url, BODY) as answer:
-        answer.read(events=10)
-        pid = hanging.model_pid()
-        hang.touch()
-        health = f"{hanging.url}/health"
-        eventually(lambda: httpx2.get(health).json()["status"] == "degraded")
-        assert "has made no step for" in httpx2.get(health).text
-        eventually(lambda: not psutil.pid_exists(pid))
-        hang.unlink()
+        eventually(lambda: "has made no step for" in health(hanging))
+        hanging.go_on()
         assert answer.read() == undisturbed
-    text = log.read_text()
+    eventually(lambda: "has made no step for" not in health(hanging))
+    assert hanging.get(f"/v1/jobs/{answer.job_id}")["attempts"] == 1
+
+
+def health(farm: Farm) -> str:
+    return str(httpx2.get(f"{farm.url}/health", timeout=PATIENCE_S).text)
+
+
+@pytest.fixture(scope="module")
+def impatient(hanging: Farm) -> Farm:
+    """The same farm with another worker, which is killed when it makes no step for some seconds."""
+    hanging.start("workers", FARM_PROGRESS_LIMIT_S="7")
+    assert hanging.worker.stop() == 0
+    return hanging
+
+
+def test_a_hung_engine_is_killed_with_its_stacks_in_the_log(impatient: Farm) -> None:
+    """F7: its job resumes in the next process."""
+    undisturbed = Answer(impatient.url, BODY).read()
+    process = psutil.Process(impatient.model_pid())
+    impatient.fail_at("hang 15")
+    assert Answer(impatient.url, BODY).read() == undisturbed
+    assert not process.is_running()
+    text = Path(impatient.environment["LOG_FILE"]).read_text()
     assert "an engine step takes longer than" in text
     assert "engine_thread.py" in text
 
 
-def test_a_stopped_process_is_killed_and_its_job_goes_on(hanging: Any, eventually: Callable[..., Any]) -> None:
-    """F5: SIGSTOP for good. The lease's end gives the job back, the agent's watch gets rid of the process."""
-    undisturbed = Answer(hanging.url, BODY).read()
-    with Answer(hanging.url, BODY) as answer:
-        answer.read(events=10)
-        pid = hanging.model_pid()
-        os.kill(pid, signal.SIGSTOP)
-        assert answer.read() == undisturbed
-    assert not psutil.pid_exists(pid)
-    assert "no sign of life" in Path(hanging.environment["LOG_FILE"]).read_text()
+def test_a_stopped_process_is_killed_and_its_job_goes_on(impatient: Farm) -> None:
+    """F5: SIGSTOP for good. The agent's watch gets rid of the process and gives the job back."""
+    undisturbed = Answer(impatient.url, BODY).read()
+    process = psutil.Process(impatient.model_pid())
+    impatient.fail_at("SIGSTOP 15")
+    assert Answer(impatient.url, BODY).read() == undisturbed
+    assert not process.is_running()
+    assert "no sign of life" in Path(impatient.environment["LOG_FILE"]).read_text()

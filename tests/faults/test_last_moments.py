@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.streams import Answer, ask
+from tests.farm.conftest import Farm
+from tests.farm.streams import Answer, ask
 
-FAILPOINTS = Path(__file__).parent / "failpoints"
 BODY = ask("Tell me a story.", temperature=1.1, seed=8, max_tokens=60)
 
 
 @pytest.fixture(scope="module")
-def dying(start_farm: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A farm whose only worker dies where a file says."""
-    farm = start_farm()
-    farm.environment["DIE_FILE"] = str(tmp_path_factory.mktemp("dying") / "point")
-    farm.start("workers", PYTHONPATH=f"{FAILPOINTS}{os.pathsep}{farm.environment['PYTHONPATH']}")
-    assert farm.worker.stop() == 0
-    return farm
+def dying(start_farm: Callable[..., Farm]) -> Farm:
+    """A farm whose only worker dies where it is told."""
+    return start_farm(failpoints=True)
 
 
 @pytest.mark.parametrize(
@@ -34,15 +28,14 @@ def dying(start_farm: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
     ],
 )
 def test_a_death_around_a_jobs_first_and_last_moment_changes_nothing(
-    dying: Any, eventually: Callable[..., Any], point: str, told: list[str]
+    dying: Farm, eventually: Callable[..., Any], point: str, told: list[str]
 ) -> None:
     """F2, F3, F4."""
     undisturbed = Answer(dying.url, BODY).read()
-    die_file = Path(dying.environment["DIE_FILE"])
-    die_file.write_text(point)
+    dying.fail_at(point)
     answer = Answer(dying.url, BODY)
     assert answer.read() == undisturbed
-    eventually(lambda: not die_file.exists())
+    eventually(dying.has_failed)
     assert len(set(answer.ids)) == len(answer.ids)
     query = f"SELECT type FROM job_events WHERE job_id = '{answer.job_id}' ORDER BY ms, seq"
     eventually(lambda: [row["type"] for row in dying.query(query)] == told)

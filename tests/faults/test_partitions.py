@@ -9,9 +9,9 @@ import httpx2
 import pytest
 
 from tests.conftest import RedisServer
+from tests.farm.streams import Answer, ask
 from tests.faults.redis_nodes import until
 from tests.faults.redis_proxy import RedisProxy
-from tests.faults.streams import Answer, ask
 
 BODY = ask("Tell me a story.", temperature=1.1, seed=8, max_tokens=200)
 

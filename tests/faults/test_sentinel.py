@@ -14,8 +14,8 @@ from scheduler.errors import QueueUnavailable
 from scheduler.jobs import JobState
 from scheduler.reaper import Reaper
 from scheduler.scripts import QueuePolicy
+from tests.farm.streams import Answer, ask
 from tests.faults.redis_nodes import SentinelFarm, until
-from tests.faults.streams import Answer, ask
 from tests.scheduler.builders import Farm
 
 BODY = ask("Tell me a story.", temperature=1.1, seed=8, max_tokens=200)
@@ -63,7 +63,7 @@ def test_streams_of_a_whole_farm_go_on_at_another_primary(
     start_farm: Callable[..., Any], sentinels: SentinelFarm
 ) -> None:
     """F19, a primary is killed; F20, one that lives on may only be read: every client reads the undisturbed text."""
-    farm = start_farm(redis=sentinels, max_crashes="12")
+    farm = start_farm(redis=sentinels, max_crashes="12", lease_s="10")
     undisturbed = Answer(farm.url, BODY).read()
     with ThreadPoolExecutor(STREAMS) as pool:
         for fault in (sentinels.primary.kill, sentinels.switch_back):

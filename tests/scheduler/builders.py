@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -20,6 +20,9 @@ from scheduler.scripts import QueuePolicy
 from scheduler.tokens import Emission, EmitCode, TokenLog
 
 POOL = "demo"
+PATIENT_LEASE_MS = 600_000
+"""No stall of the machine ends it."""
+
 ENDED: dict[str, Any] = {
     "output_tokens": 2,
     "cached_tokens": 1,
@@ -79,10 +82,13 @@ def make_card(**parts: Any) -> ModelCard:
 
 
 class Farm:
-    """A queue, and workers that do only what they are told."""
+    """A queue, and workers that do only what they are told. A lease ends only where the test's policy says when."""
 
     def __init__(self, redis: Redis, policy: QueuePolicy | None = None, shards: int = 1) -> None:
         self.redis = redis
+        policy = policy or QueuePolicy()
+        if policy.lease_ms == QueuePolicy().lease_ms:
+            policy = replace(policy, lease_ms=PATIENT_LEASE_MS)
         self.queue = JobQueue(redis, shards=shards, policy=policy)
         self.log = TokenLog(self.queue)
         self._nonces = itertools.count()

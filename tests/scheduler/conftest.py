@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -15,6 +13,7 @@ from scheduler.connections import command_client
 from scheduler.database import open_database
 from tests.conftest import RedisServer
 from tests.scheduler.builders import Farm
+from tests.waiting import until_async
 
 Eventually = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
@@ -27,16 +26,8 @@ def farm(redis: Redis) -> Farm:
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """Ask until the answer is true, and return it; 10 s at most."""
-
-    async def wait(condition: Callable[[], Awaitable[Any]]) -> Any:
-        deadline_s = time.monotonic() + 10
-        while not (answer := await condition()):
-            assert time.monotonic() < deadline_s, "it did not happen in time"
-            await asyncio.sleep(0.005)
-        return answer
-
-    return wait
+    """Ask until the answer is true, and return it."""
+    return until_async
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RedisServer
+from tests.waiting import PATIENCE_S
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -35,7 +36,7 @@ def run(environment: dict[str, str]) -> Run:
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=PATIENCE_S,
         )
 
     return command
@@ -66,7 +67,7 @@ def test_a_scheduler_says_that_it_is_ready_and_stops_in_order(scheduler: subproc
         scheduler.stdin.close()
     else:
         scheduler.send_signal(signal.Signals[how])
-    assert scheduler.wait(10) == 0
+    assert scheduler.wait(PATIENCE_S) == 0
     assert "Traceback" not in scheduler.stderr.read()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -25,12 +26,14 @@ async def busy_for(farm: Farm, seconds: float, pool: str = POOL) -> None:
     await farm.redis.hset(shard_key(0, f"rate:{pool}"), mapping={"from": since, "at": since})  # type: ignore[misc]
 
 
-async def drain(farm: Farm, jobs: int, seconds: float) -> None:
-    """`jobs` of those that wait run and end in so many seconds."""
+async def drain(farm: Farm, jobs: int, seconds: float) -> float:
+    """`jobs` of those that wait run and end in so many seconds; and in so many more, which the test has taken."""
     held = await farm.claim(rows=jobs)
+    began_s = time.monotonic()
     await busy_for(farm, seconds)
     for job in held:
         await farm.finish(job)
+    return time.monotonic() - began_s
 
 
 @pytest.mark.parametrize(
@@ -127,13 +130,13 @@ async def test_the_wait_follows_what_drains(redis: Redis) -> None:
     farm = Farm(redis, QueuePolicy(max_waiting_tokens=100 * COST, drain_ms=10**9))
     for _ in range(100):
         await farm.submit(lane=Lane.HIGH)
-    await drain(farm, 10, seconds=20)
+    late_s = await drain(farm, 10, seconds=20)
     for _ in range(10):
         await farm.submit(lane=Lane.HIGH)
     with pytest.raises(QueueFull) as refusal:
         await farm.submit(lane=Lane.HIGH)
     # 5 % of the bound are 50 tokens, and 100 drained in 20 s
-    assert 10 <= refusal.value.retry_after_s <= 10.1 * (1 + SPREAD)
+    assert 10 <= refusal.value.retry_after_s <= (10.1 + late_s) * (1 + SPREAD)
 
 
 @pytest.mark.parametrize(("seconds", "expected_s"), [(0.01, SHORTEST_S), (1e6, LONGEST_S)])
@@ -141,11 +144,12 @@ async def test_the_wait_stays_within_what_clients_bear(redis: Redis, seconds: fl
     farm = Farm(redis, QueuePolicy(max_waiting_jobs=3, drain_ms=10**9))
     for _ in range(3):
         await farm.submit()
-    await drain(farm, 1, seconds)
+    late_s = await drain(farm, 1, seconds)
     await farm.submit()
     with pytest.raises(QueueFull) as refusal:
         await farm.submit()
-    assert expected_s <= refusal.value.retry_after_s <= expected_s * (1 + SPREAD)
+    longest_s = min(expected_s + late_s, LONGEST_S)
+    assert expected_s <= refusal.value.retry_after_s <= longest_s * (1 + SPREAD)
 
 
 async def test_position_counts_what_is_served_first(farm: Farm) -> None:
@@ -176,31 +180,31 @@ async def test_a_tenants_flood_does_not_stand_before_another_tenants_only_job(fa
 async def test_the_expected_wait_is_the_work_before_over_what_drains(redis: Redis) -> None:
     farm = Farm(redis, QueuePolicy(drain_ms=10**9))
     ids = [await farm.submit() for _ in range(6)]
-    await drain(farm, 2, seconds=4)
+    await drain(farm, 2, seconds=40_000)
     places = [await farm.queue.place(job_id) for job_id in ids]
     assert places[:2] == [None, None]
-    assert [place and place.eta_s and round(place.eta_s) for place in places[2:]] == [2, 4, 6, 8]
+    assert [place and place.eta_s for place in places[2:]] == pytest.approx([20_000, 40_000, 60_000, 80_000], rel=0.05)
 
 
 async def test_idle_time_does_not_make_the_farm_look_slow(redis: Redis) -> None:
     farm = Farm(redis, QueuePolicy(drain_ms=10**9))
     for _ in range(3):
         await farm.submit()
-    await drain(farm, 2, seconds=2)
+    await drain(farm, 2, seconds=20_000)
     (last,) = await farm.claim()
-    await farm.redis.hincrby(shard_key(0, f"rate:{POOL}"), "at", -(10**6))  # type: ignore[misc]
+    await farm.redis.hincrby(shard_key(0, f"rate:{POOL}"), "at", -(10**9))  # type: ignore[misc]
     await farm.finish(last)
     place = await farm.queue.place(await farm.submit())
     assert place is not None
-    assert place.eta_s == pytest.approx(1, abs=0.2)
+    assert place.eta_s == pytest.approx(10_000, rel=0.1)
 
 
 async def test_a_farm_that_stops_draining_is_seen_to_be_slower(redis: Redis) -> None:
-    farm = Farm(redis, QueuePolicy(drain_ms=10_000))
+    farm = Farm(redis, QueuePolicy(drain_ms=10_000_000))
     ids = [await farm.submit() for _ in range(3)]
-    await drain(farm, 1, seconds=1)
+    await drain(farm, 1, seconds=1_000)
     before = await farm.queue.place(ids[2])
-    await busy_for(farm, 30)
+    await busy_for(farm, 30_000)
     after = await farm.queue.place(ids[2])
     assert before is not None
     assert after is not None

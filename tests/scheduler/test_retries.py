@@ -92,8 +92,9 @@ async def test_waits_are_drawn_from_a_ceiling_that_doubles_up_to_a_longest(redis
             await make_due(farm, held.id)
             (held,) = await farm.claim()
         await farm.finish(held)
-    for attempt, ceiling in enumerate((1000, 2000, 4000, 5000, 5000)):
-        assert 0 <= min(waits[attempt]) < ceiling / 2 < max(waits[attempt]) < ceiling
+    ceilings = (1000, 2000, 4000, 5000, 5000)
+    shares = [wait / ceiling for attempt, ceiling in enumerate(ceilings) for wait in waits[attempt]]
+    assert 0 <= min(shares) < 1 / 4 < 3 / 4 < max(shares) < 1
 
 
 async def test_after_its_last_retry_a_job_is_dead(redis: Redis) -> None:

@@ -18,6 +18,7 @@ from scheduler.tokens import MAX_BACKLOG_FRAMES, Emission, TokenListener
 from tests.conftest import RedisServer
 from tests.scheduler.builders import Farm, make_job
 from tests.scheduler.conftest import Eventually
+from tests.waiting import PATIENCE_S
 
 Node = Callable[..., Awaitable[TokenListener]]
 TICK_S = 0.05
@@ -49,7 +50,7 @@ async def nodes_of(farm: Farm, url: str) -> AsyncIterator[Node]:
 
 async def collect(listener: TokenListener, job_id: str, last: FrameId = START) -> list[Frame]:
     """All frames up to the end."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         return [frame async for frame in listener.follow(job_id, Heard(last), TICK_S) if frame is not None]
 
 
@@ -205,11 +206,11 @@ async def test_what_redis_lost_and_another_worker_wrote_again_is_told_once(
 ) -> None:
     """F16: after a power loss the log ends earlier; the next worker cuts the same text into other frames."""
     farm = Farm(own_redis)
-    async with asyncio.timeout(20), nodes_of(farm, own_redis_server.url) as start:
+    async with asyncio.timeout(PATIENCE_S), nodes_of(farm, own_redis_server.url) as start:
         listener, held = await start(), await farm.start()
         await speak(farm, held, 3)
         async with aclosing(listener.follow(held.id, tick_s=TICK_S)) as stream:
-            told = [await anext(stream) for _ in range(3)]
+            told = [await _next(stream) for _ in range(3)]
             disk = own_redis_server.disk()
             await speak(farm, held, 5, 4)
             told += [await _next(stream) for _ in range(5)]
@@ -223,7 +224,7 @@ async def test_what_redis_lost_and_another_worker_wrote_again_is_told_once(
                 await farm.log.emit([Emission(again.id, again.token, FrameId(again.generation, sequence), (chunk,))])
             await farm.finish(again)
             told += [frame async for frame in stream if frame is not None]
-    chunks = [chunk for frame in told if frame and not isinstance(frame.body, End) for chunk in frame.body]
+    chunks = [chunk for frame in told if not isinstance(frame.body, End) for chunk in frame.body]
     assert [token for chunk in chunks for token in chunk.token_ids] == list(range(1, 13))
     assert "".join(chunk.text for chunk in chunks) == "123456789101112"
 
@@ -247,7 +248,7 @@ async def test_a_malformed_message_does_not_make_a_node_deaf(farm: Farm, node: N
 
 async def test_a_stream_outlives_the_server(own_redis_server: RedisServer, own_redis: Redis) -> None:
     farm = Farm(own_redis)
-    async with asyncio.timeout(20), nodes_of(farm, own_redis_server.url) as start:
+    async with asyncio.timeout(PATIENCE_S), nodes_of(farm, own_redis_server.url) as start:
         listener, held = await start(), await farm.start()
         async with aclosing(listener.follow(held.id, tick_s=TICK_S)) as stream:
             frames = [frame async for frame in _until(stream, farm, held)]

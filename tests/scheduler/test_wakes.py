@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from scheduler.jobs import Lane
 from scheduler.queue import shard_key
 from tests.scheduler.builders import Farm
+from tests.waiting import PATIENCE_S
 
 Woken = Callable[[], Awaitable[list[str]]]
 
@@ -19,12 +20,12 @@ async def woken(redis: Redis) -> AsyncIterator[Woken]:
     """Names of the workers that were woken since the last call."""
     async with redis.pubsub() as pubsub:
         await pubsub.psubscribe(shard_key(0, "wake:*"))
-        await pubsub.get_message(timeout=5)
+        await pubsub.get_message(timeout=PATIENCE_S)
 
         async def names() -> list[str]:
             await redis.publish(shard_key(0, "wake:"), "so far")
             found = []
-            while (message := await pubsub.get_message(timeout=5)) is not None:
+            while (message := await pubsub.get_message(timeout=PATIENCE_S)) is not None:
                 name = message["channel"].decode().rpartition(":")[2]
                 if not name:
                     break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from scheduler.workers import WorkerBoard
+from scheduler.workers import FIGURES, WorkerBoard, worker_row
 from tests.scheduler.conftest import Eventually
 
 
@@ -13,7 +13,9 @@ async def test_figures_are_listed_by_name_until_withdrawn(redis: Redis) -> None:
     assert await board.list() == []
     await board.publish("w2", {"rows": 1}, 60)
     await board.publish("w1", {"rows": 2}, 60)
-    assert await board.list() == [{"worker": "w1", "rows": 2}, {"worker": "w2", "rows": 1}]
+    rows = await board.list()
+    assert rows == [worker_row("w1", {"rows": 2}), worker_row("w2", {"rows": 1})]
+    assert (rows[0]["rows"], rows[0]["pid"], set(FIGURES) < set(rows[0])) == (2, None, True)
     await board.withdraw("w1")
     assert [figures["worker"] for figures in await board.list()] == ["w2"]
 

@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE_S
+
 
 def write_lines(path: Path, *names: str) -> None:
     path.write_text("".join(json.dumps(line(name)) + "\n" for name in names))
@@ -158,16 +160,16 @@ def test_an_interrupt_keeps_what_has_arrived_and_exits_130(mlx_farm: Any, stub_a
     def answer(request: Any) -> Any:
         if request.method == "POST" and request.body["model"] == "slow":
             asked.release()
-            held.wait(60)
+            held.wait()
         return stub_api.reply({"data": []})
 
     stub_api.answer = answer
     out = mlx_farm.folder / "out.jsonl"
     write_lines(mlx_farm.folder / "in.jsonl", "fast", "slow")
     with mlx_farm.start("batch", "run", "in.jsonl", "out.jsonl", "--concurrency", "1") as process:
-        assert asked.acquire(timeout=30), "the second line was never sent"
+        assert asked.acquire(timeout=PATIENCE_S), "the second line was never sent"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     held.set()
     assert process.returncode == 130
     assert errors == "Interrupted: 1 lines are left. The same command continues.\n"

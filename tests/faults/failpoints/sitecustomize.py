@@ -1,9 +1,10 @@
 """Imported first where its folder is in PYTHONPATH: a model process that fails where the test says.
 
-HANG_FILE: engine steps hang while that file is there. POISON_SEED: a prompt with this seed kills the process some
-steps later, so that others are in the batch by then. DIE_FILE: the process kills itself, once, at the point that the
-file names (`prefill`, `before finish`, `after finish`). The farm itself has no such switch; the process is the real one
-in all else.
+FAIL_FILE names a file with the point at which the process fails, once, and which is gone from then on: `prefill`,
+`before finish`, `after finish` (it kills itself there), or `SIGKILL 20`, `SIGSTOP 20` (it sends itself that signal in
+its 20th engine step after the file was written), or `hang 20` (that step waits until FAIL_FILE.hangs is deleted), or
+`memory 20` (that step finds no memory). POISON_SEED: a prompt with this seed kills the process some steps later, so
+that others are in the batch by then. The farm itself has no such switch; the process is the real one in all else.
 """
 
 import builtins
@@ -14,23 +15,52 @@ import time
 from pathlib import Path
 from typing import Any
 
-HANG_FILE = Path(os.environ.get("HANG_FILE", os.devnull + "/none"))
-DIE_FILE = Path(os.environ.get("DIE_FILE", os.devnull + "/none"))
+FAIL_FILE = Path(os.environ.get("FAIL_FILE", os.devnull + "/none"))
+HANGS = FAIL_FILE.with_suffix(".hangs")
 POISON_SEED = int(os.environ.get("POISON_SEED", "-1"))
 STEPS_OF_POISON = 8
 import_as_usual = builtins.__import__
 patched: set[str] = set()
+steps = 0
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def point() -> str:
+    """Where to fail; empty: nowhere."""
+    try:
+        return FAIL_FILE.read_text()
+    except OSError:
+        return ""
 
 
-def die_at(point: str) -> None:
-    """Die if this is the point; the next process does not."""
-    if DIE_FILE.is_file() and DIE_FILE.read_text() == point:
-        DIE_FILE.unlink()
-        die()
+def fail(signal_number: int) -> None:
+    """Only here: the next process does not."""
+    FAIL_FILE.unlink()
+    os.kill(os.getpid(), signal_number)
+
+
+def die_at(here: str) -> None:
+    if point() == here:
+        fail(signal.SIGKILL)
+
+
+def fail_at_step() -> None:
+    """Count the steps for as long as a point is named that is counted in steps."""
+    global steps
+    how, _, wanted = point().partition(" ")
+    steps = steps + 1 if wanted.isdigit() else 0
+    if steps == 0 or steps < int(wanted):
+        return
+    steps = 0
+    if how == "hang":
+        HANGS.touch()
+        FAIL_FILE.unlink()
+        while HANGS.exists():
+            time.sleep(0.01)
+    elif how == "memory":
+        FAIL_FILE.unlink()
+        raise RuntimeError("[malloc_or_wait] Unable to allocate 1073741824 bytes.")  # what MLX says
+    else:
+        fail(signal.Signals[how])
 
 
 def fail_in_engine_thread(module: Any) -> None:
@@ -46,12 +76,11 @@ def fail_in_engine_thread(module: Any) -> None:
 
     def step(self: Any, engine: Any) -> Any:
         self._step_began_s = time.monotonic()
-        while HANG_FILE.exists():
-            time.sleep(0.01)
+        fail_at_step()
         if left:
             left[0] -= 1
             if left[0] == 0:
-                die()
+                os.kill(os.getpid(), signal.SIGKILL)
         if self._unread:
             die_at("prefill")
         return step_as_usual(self, engine)
