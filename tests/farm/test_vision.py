@@ -17,7 +17,7 @@ import pytest
 
 from bench.tiny_vision import write_vision_model
 from scheduler.prompts import PromptFormat
-from tests.farm.test_crashes import Transcript, read, stream
+from tests.farm.streams import Answer
 from tests.pictures import data_url, picture
 from tests.scheduler.builders import make_card
 from tests.workers.vision.conftest import Alone
@@ -109,16 +109,11 @@ def test_all_protocols_and_a_batch_say_the_same(seeing_farm: Any, eventually: Ca
 
 def test_a_killed_process_is_a_pause_for_who_waits_for_a_picture(seeing_farm: Any) -> None:
     body = BODY | {"max_tokens": 500, "ignore_eos": True, "stream": True}
-    with stream(seeing_farm.url, body) as response:
-        undisturbed = read(response, Transcript())
-    disturbed = Transcript()
-    with stream(seeing_farm.url, body) as response:
-        lines = response.iter_lines()
-        read(response, disturbed, events=5, lines=lines)
-        os.kill(seeing_farm.model_pid(), signal.SIGKILL)
-        read(response, disturbed, lines=lines)
-    assert disturbed.done
-    assert disturbed.text == undisturbed.text
+    undisturbed = Answer(seeing_farm.url, body).read()
+    with Answer(seeing_farm.url, body) as disturbed:
+        disturbed.read(events=5)
+        os.kill(seeing_farm.model_pid(FAMILY), signal.SIGKILL)
+        assert disturbed.read() == undisturbed
 
 
 def test_a_file_that_cannot_be_decoded_is_the_callers_fault(http: httpx2.Client, seeing_farm: Any) -> None:
