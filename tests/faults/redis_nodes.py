@@ -140,8 +140,12 @@ class Cluster:
             first = last
         for node in self.nodes[1:]:
             node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
-        until(lambda: all(self._is_whole(node) for node in self.nodes))
+        until(self.is_whole)
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def is_whole(self) -> bool:
+        """Does every node serve, and know the others?"""
+        return all(self._knows_all(node) for node in self.nodes)
 
     def empty(self) -> None:
         """Forget all keys and scripts."""
@@ -155,7 +159,7 @@ class Cluster:
             node.kill()
 
     @staticmethod
-    def _is_whole(node: Node) -> bool:
+    def _knows_all(node: Node) -> bool:
         with closing(Redis(port=node.port, socket_timeout=5)) as client:
             facts: dict[str, str] = client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
             return facts["cluster_state"] == "ok" and facts["cluster_known_nodes"] == "3"
