@@ -63,9 +63,11 @@ ENDPOINTS: Mapping[Need, Sequence[str]] = {
         *("GET /metrics", "GET /admin/models/status", "GET /admin/workers", "GET /admin/tenants"),
         *("GET /admin/rules", "GET /admin/rules/current", "GET /admin/rules/{version}"),
         "GET /admin/rules/drafts/{draft_id}",
+        *("GET /admin/models/events", "GET /admin/models/agents"),
     ),
     Need.RUN: (
         "POST /admin/tenants/{name}",
+        *(f"POST /admin/models/{action}" for action in ("load", "unload", "pin", "unpin")),
         *("POST /admin/rules/drafts", "DELETE /admin/rules/drafts/{draft_id}", "POST /admin/rules/dry-run"),
         *("POST /admin/rules/apply", "POST /admin/rules/rollback"),
     ),

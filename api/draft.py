@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, Protocol
 
 import orjson
 
+from api.errors import InvalidParameter
 from api.images import Shown
 from api.outline import Outline, outline_of
 from scheduler.jobs import Lane
@@ -14,6 +16,21 @@ from scheduler.models import ModelCard
 from scheduler.prompts import PromptFormat
 from scheduler.requests import JobRequest
 from scheduler.routing.choice import Route
+
+DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h)")
+UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def keep_alive_s(given: float | str | None) -> float | None:
+    """Ollama's: seconds, or a text such as 10m; what is negative means for ever (-1). Raises InvalidParameter."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        found = DURATION.fullmatch(given)
+        if found is None:
+            raise InvalidParameter("keep_alive", "It is a number of seconds, or a text such as '10m', '24h' or '-1s'.")
+        given = float(found[1]) * UNIT_S[found[2]]
+    return -1.0 if given < 0 else float(given)
 
 
 class Draft(Protocol):
@@ -50,6 +67,10 @@ class Draft(Protocol):
     @property
     def shown(self) -> Shown:
         """Its images, which have to be read before `request`."""
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """How long to keep the model after this (-1: for ever); None: as usual. Raises InvalidParameter."""
 
     def outline(self, session: str) -> Outline:
         """What routing rules look at; `session` is what a header said."""
@@ -92,6 +113,11 @@ class BodyDraft:
     def outline(self, session: str) -> Outline:
         """Of the whole body."""
         return outline_of(self.body, session)
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """`keep_alive`, where there is such a field. Raises InvalidParameter."""
+        return keep_alive_s(getattr(self.body, "keep_alive", None))
 
     @property
     def body_hash(self) -> str:

@@ -12,6 +12,7 @@ from fastapi import HTTPException, Response
 
 from api.limit_headers import limit_headers
 from scheduler.errors import (
+    AgentSilent,
     AnswerDiverged,
     ContextTooLong,
     FarmError,
@@ -25,6 +26,8 @@ from scheduler.errors import (
     InvalidTerms,
     KeyEnded,
     LogRewritten,
+    ModelFailed,
+    OrderRefused,
     OverLimit,
     PepperUnusable,
     QueueFull,
@@ -136,6 +139,9 @@ _ANSWERS: Mapping[type[FarmError], _Answer] = {
     AnswerDiverged: _Answer(500, "answer_diverged", SERVER_ERROR),
     LogRewritten: _Answer(409, "log_rewritten", "conflict_error"),
     UnknownModel: _Answer(404, "model_not_found", param="model"),
+    ModelFailed: _Answer(503, "model_failed", SERVER_ERROR, param="model"),
+    AgentSilent: _Answer(504, "agent_silent", "timeout_error"),
+    OrderRefused: _Answer(409, "order_refused", "conflict_error", param="model"),
     ContextTooLong: _Answer(400, "context_length_exceeded"),
     ImagesMisplaced: _Answer(400, "images_misplaced", param="messages"),
     TemplateRefused: _Answer(400, "template_refused", param="messages"),
@@ -183,6 +189,8 @@ def end_error(end: End) -> JobEnded:
             return JobEnded(end, 500, text, kind=SERVER_ERROR, code=code or "worker_lost", headers=final)
         case _ if code in ("context_length_exceeded", "invalid_request"):
             return JobEnded(end, 400, message, code=code)
+        case _ if code == "model_failed":
+            return JobEnded(end, 503, message, kind=SERVER_ERROR, code=code, headers=final)
         case _:
             text = message or "The engine failed."
             return JobEnded(end, 500, text, kind=SERVER_ERROR, code=code or "engine_error", headers=final)
@@ -202,4 +210,5 @@ def _headers(error: FarmError) -> dict[str, str]:
             "x-should-retry": "true",
             **standing,
         }
-    return {"x-should-retry": "false", **standing} if isinstance(error, OverLimit) else {}
+    final = isinstance(error, OverLimit | ModelFailed)
+    return {"x-should-retry": "false", **standing} if final else {}

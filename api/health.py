@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -120,7 +121,7 @@ async def examine(node: Node) -> Checkup:
         waiting = [sum((await node.queue.depths(card.name)).values()) for card in cards]
     except QueueUnavailable as error:
         return Checkup(Health.UNAVAILABLE, (str(error),))
-    problems += [f"model {card.name!r} has no live worker" for card in cards if card.name not in served]
+    problems += _model_problems(node, [card.name for card in cards], served)
     problems += [
         f"worker {figures['worker']} has made no step for {figures['stalled_s']:.0f} s"
         for figures in workers
@@ -132,6 +133,14 @@ async def examine(node: Node) -> Checkup:
     if sum(waiting) > node.settings.max_waiting_jobs * FULL_SHARE:
         return Checkup(Health.OVERLOADED, (f"{sum(waiting)} jobs are waiting", *problems))
     return Checkup(Health.DEGRADED if problems else Health.OK, tuple(problems))
+
+
+def _model_problems(node: Node, models: Sequence[str], served: Collection[str]) -> list[str]:
+    """A model that is loaded by demand needs no worker, but it may have failed."""
+    places = {model: node.places.of(model) for model in models if model not in served}
+    problems = [f"model {model!r} has no live worker" for model, place in places.items() if place is None]
+    failed = {model: place.failed for model, place in places.items() if place is not None and place.failed}
+    return problems + [f"model {model!r} has failed: {reason}" for model, reason in failed.items()]
 
 
 async def _record_problems(node: Node) -> list[str]:

@@ -139,7 +139,11 @@ async def _turn(node: Node, job: KnownJob) -> dict[str, Any]:
         place = await node.queue.place(job.id)
     except QueueUnavailable:
         return {}
-    return asdict(place) if place is not None else {}
+    if place is None:
+        return {}
+    model = node.places.of(place.model)
+    waits = {"model_state": asdict(model)} if model is not None else {}
+    return {"position": place.position, "eta_s": place.eta_s, **waits}
 
 
 async def _result(node: Node, job: KnownJob) -> dict[str, Any]:

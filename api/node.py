@@ -21,6 +21,7 @@ from api.key_watch import KeyWatch
 from api.metrics import Metrics
 from api.rules import RuleBook
 from scheduler.admission import Admission
+from scheduler.agents import AgentBoard, ModelPlaces
 from scheduler.batches.records import Batches
 from scheduler.connections import blocking_client, command_client
 from scheduler.database import open_database
@@ -64,6 +65,7 @@ class Node:
     keys: KeyStore
     key_watch: KeyWatch
     board: WorkerBoard
+    places: ModelPlaces
     drain: Drain
     metrics: Metrics
     images: ImageSource
@@ -113,6 +115,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain, ring:
         keys=keys,
         key_watch=KeyWatch(keys, pepper, ring),
         board=WorkerBoard(redis),
+        places=ModelPlaces(AgentBoard(redis)),
         drain=drain,
         metrics=metrics,
         images=ImageSource(remote=settings.remote_images, trusted=settings.trusted_image_hosts),
@@ -124,6 +127,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain, ring:
         asyncio.create_task(catalog.keep_fresh(), name="model-cards"),
         asyncio.create_task(node.told.run(), name="told-ends"),
         asyncio.create_task(node.key_watch.run(), name="keys"),
+        asyncio.create_task(node.places.keep_fresh(), name="model-places"),
     ]
     try:
         yield node

@@ -10,7 +10,7 @@ from typing import Any
 from api.call import Call
 from api.draft import Draft
 from api.node import Node
-from scheduler.errors import UnknownModel
+from scheduler.errors import ModelFailed, UnknownModel
 from scheduler.models import ModelCard
 from scheduler.routing.choice import Route, choose
 from scheduler.routing.decision import recorded
@@ -39,17 +39,18 @@ class Serving:
 async def serving(node: Node, asked: Asked) -> Serving:
     """Decide, and pass over targets that nobody serves or that have failed.
 
-    Where no target is left, the refusal of the first one stands. Raises UnknownModel, QueueUnavailable.
+    Where no target is left, the refusal of the first one stands. Raises UnknownModel, ModelFailed, QueueUnavailable.
     """
     route = choose(node.rules.current, asked)
     passed_over: list[dict[str, str]] = []
     last_resort: Serving | None = None
-    refusal: UnknownModel | None = None
+    refusal: UnknownModel | ModelFailed | None = None
     for target in route.targets:
         try:
             card, adapter = await node.catalog.find(target.model)
         except UnknownModel as error:
-            refusal = refusal or error
+            reason = node.places.failed(target.model)
+            refusal = refusal or (ModelFailed(target.model, reason) if reason else error)
             passed_over.append({"model": target.model, "reason": "not served"})
             continue
         found = Serving(asked, route, target, card, adapter, tuple(passed_over))

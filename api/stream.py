@@ -153,7 +153,8 @@ class _Silence:
         self._answering = answering
         self._spoke_s = self._asked_s = time.monotonic()
         self._pause_s = 0.0
-        self._position: int | None = None
+        self._place: Place | None = None
+        self._model_said = ""
         self._waiting = True
 
     def broken(self) -> None:
@@ -168,26 +169,37 @@ class _Silence:
         place = None
         if self._waiting and (due or now_s - self._asked_s >= self._pause_s):
             self._asked_s, self._pause_s = now_s, min(max(TICK_S, 2 * self._pause_s), keepalive_s)
-            place = await self._place()
-        moved = place is not None and place.position != self._position
-        if not due and not moved:
+            place = await self._ask()
+        before, model_says = self._place, self._model_says(place)
+        moved = place is not None and (before is None or place.position != before.position)
+        if not due and not moved and model_says == self._model_said:
             return b""
-        self._spoke_s = now_s
-        if place is not None:
-            self._position = place.position
-        return _queued(place) if place is not None else self._answering.renderer.dialect.keep_alive
+        self._spoke_s, self._model_said = now_s, model_says
+        self._place = place or before
+        if place is not None or model_says:
+            return _queued(self._place, model_says)
+        return self._answering.renderer.dialect.keep_alive
 
-    async def _place(self) -> Place | None:
+    def _model_says(self, place: Place | None) -> str:
+        """What a job waits for whose model is not in memory."""
+        known = place or self._place
+        model = self._answering.node.places.of(known.model) if known is not None and self._waiting else None
+        return "" if model is None else model.said
+
+    async def _ask(self) -> Place | None:
         try:
             return await self._answering.node.queue.place(self._answering.job_id)
         except QueueUnavailable:
             return None
 
 
-def _queued(place: Place) -> bytes:
-    """A comment with the place in the queue and, where it is known, when the turn comes."""
+def _queued(place: Place | None, model_says: str) -> bytes:
+    """A comment with the place in the queue and, where it is known, when the turn comes and where the model is."""
+    if place is None:
+        return b""
     eta = "" if place.eta_s is None else f" eta_s={place.eta_s:.1f}"
-    return f": queued position={place.position}{eta}\n".encode()
+    model = f" model={model_says}" if model_says else ""
+    return f": queued position={place.position}{eta}{model}\n".encode()
 
 
 class ClientLeft(Exception):

@@ -18,7 +18,7 @@ from api.node import Node
 from api.serving import asked_of, serving
 from scheduler.admission import cache_salt_of
 from scheduler.backpressure import Limits, Standing
-from scheduler.errors import IdempotencyConflict, QueueFull, QueueUnavailable, RecordUnavailable
+from scheduler.errors import IdempotencyConflict, ModelFailed, QueueFull, QueueUnavailable, RecordUnavailable
 from scheduler.job_ids import new_job_id
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
@@ -55,15 +55,20 @@ class Accepted:
 async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaited: bool = False) -> NewJob:
     """Everything before the queue; `awaited`: somebody waits for the answer of a durable job.
 
-    Raises ApiError, Forbidden, UnknownModel, ContextTooLong, TemplateRefused, QueueUnavailable.
+    Raises ApiError, Forbidden, UnknownModel, ModelFailed, ContextTooLong, TemplateRefused, QueueUnavailable.
     """
     found = await serving(node, asked_of(draft, call))
     route, card = found.route, found.card
     check_task(draft.kind, card)
     await node.images.load(draft.shown, card)
+    await check_place(node, card.name)
     prompts = await node.formats.get(card)
+    keep_alive_s = draft.keep_alive_s
+    if keep_alive_s is not None and node.places.of(card.name) is None:
+        draft.ignored.append("keep_alive")  # the model has a worker of its own, which keeps it
     salt = cache_salt_of(call.caller.tenant, shared=node.settings.share_prefixes)
-    request = replace(await draft.request(card, prompts, route), adapter=found.adapter, cache_salt=salt)
+    request = await draft.request(card, prompts, route)
+    request = replace(request, adapter=found.adapter, cache_salt=salt, keep_alive_s=keep_alive_s)
     key = call.idempotency_key
     return NewJob(
         id=_job_id(node.settings.shards, call.caller.tenant, key),
@@ -84,6 +89,16 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaite
         budget=call.caller.budget,
         routing=found.record(),
     )
+
+
+async def check_place(node: Node, model: str) -> None:
+    """Raise ModelFailed where the model cannot be loaded: no agent has it any more, and no other worker serves it."""
+    if not node.places.failed(model):
+        return
+    await node.places.look()  # it may have been loaded by hand since
+    reason = node.places.failed(model)
+    if reason and not any(figures.get("model") == model for figures in await node.board.list()):
+        raise ModelFailed(model, reason)
 
 
 async def submit(node: Node, job: NewJob, limits: Limits) -> Accepted:

@@ -12,6 +12,7 @@ MODEL_COLUMNS = (
     *("name", "state", "adapters", "engine", "context_tokens", "parameters", "running", "waiting"),
     *("used_blocks", "cached_blocks", "total_blocks", "prefix_hit_rate", "workers"),
 )
+PLACE_COLUMNS = ("model", "state", "pinned", "needs_mib", "jobs", "waiting", "unloads_in_s", "failed", "agent")
 WORKER_COLUMNS = ("worker", "model", "engine", "host", "pid", "jobs", "running", "waiting", "tokens_per_s")
 
 
@@ -30,12 +31,21 @@ def ps(as_json: flags.Json = False) -> None:
     """List workers and the models loaded on them."""
     client = Client.from_environment()
     models, workers = client.get("/admin/models/status"), client.get("/admin/workers")
+    agents = rows_of(client.get("/admin/models/agents"))
     if as_json:
-        output.as_json({"models": rows_of(models), "workers": rows_of(workers)})
+        output.as_json({"models": rows_of(models), "workers": rows_of(workers), "agents": agents})
         return
-    for names, answer in ((MODEL_COLUMNS, models), (WORKER_COLUMNS, workers)):
+    places = {"data": [_place(agent, row) for agent in agents for row in agent["models"]]}
+    tables = [(MODEL_COLUMNS, models), (WORKER_COLUMNS, workers), *([(PLACE_COLUMNS, places)] if agents else [])]
+    for names, answer in tables:
         rows = [[_cell(row.get(name)) for name in names] for row in rows_of(answer)]
         output.table([name.replace("_", " ") for name in names], rows)
+
+
+def _place(agent: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A model on an agent, as a row."""
+    used = f"{agent['used_bytes'] >> 20} of {agent['budget_bytes'] >> 20} MiB"
+    return row | {"needs_mib": row["needs_bytes"] >> 20, "agent": f"{agent['agent']} ({used})"}
 
 
 def rows_of(answer: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from farm import audit, batch, chat, farm_batches, jobs, keys, listings, roles, routes, tenants
+from farm import audit, batch, chat, farm_batches, jobs, keys, listings, models, roles, routes, tenants
 from farm.errors import CommandError
 from farm.output import complain
 
@@ -29,6 +29,7 @@ def config() -> None:
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(roles.serve, roles.api, roles.worker, roles.scheduler, roles.batches),
     *(chat.run, listings.ls, listings.ps),
+    *(models.load, models.unload, models.pin, models.unpin),
     *(roles.doctor, roles.version),
 )
 for command in COMMANDS:

@@ -25,8 +25,11 @@ from scheduler.settings import ApiSettings, ServeSettings, WorkerSettings
 _VALKEY_GRACE_S = 30.0
 _SCHEDULER_GRACE_S = 10.0
 _BATCHES_GRACE_S = 10.0
-_NOTHING_OF_THE_OTHER = {"FARM_MODEL_NAME": "", "FARM_ADAPTERS": "", "FARM_DRAFT_MODEL": "", "FARM_KV_BITS": "0"}
-"""What was said of the model that generates does not hold for those beside it."""
+_NOTHING_OF_THE_OTHER = {
+    **{"FARM_MODEL_NAME": "", "FARM_ADAPTERS": "", "FARM_DRAFT_MODEL": "", "FARM_KV_BITS": "0"},
+    **{"FARM_MODELS": "", "FARM_PRELOAD": "", "FARM_PINNED": ""},
+}
+"""What was said of the models that generate does not hold for those beside them."""
 
 
 def run() -> None:

@@ -24,6 +24,7 @@ class Place:
 
     position: int
     eta_s: float | None
+    model: str = ""
 
 
 def wait_s(*, bound: int, used: int, needed: int, drained_per_s: float, draw: float) -> float:

@@ -6,10 +6,10 @@ FarmError
 ├── NoLease                 a worker claims without a live lease
 ├── LogShortened            a job cannot be ended: the queue lost the end of its token log
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
-├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, UnknownKey
+├── UnknownJob, UnknownModel, ModelFailed, UnknownFile, UnknownBatch, UnknownKey
 ├── InvalidKey ── TooManyFailures (from one address); Forbidden (the key's role, models or lanes)
 ├── InvalidTerms, KeyEnded, PepperUnusable: a key cannot be made, or rotated, or checked
-├── ContextTooLong, TemplateRefused, UnsupportedServer
+├── ContextTooLong, TemplateRefused, UnsupportedServer, AgentSilent, OrderRefused
 ├── AnswerDiverged          a resumed job went on with other tokens than those already told
 ├── LogRewritten            the queue forgot frames that a client has read
 ├── RecordUnavailable       the SQL database does not answer
@@ -122,6 +122,30 @@ class UnknownModel(FarmError):
         super().__init__(f"The model {name!r} is not served here.{hint}")
         self.name = name
         self.nearest = nearest
+
+
+class ModelFailed(FarmError):
+    """The model is known, and no node agent can load it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"The model {name!r} cannot be served: {reason}. It is tried again when an operator loads it "
+            f"(mlx-farm load {name})."
+        )
+
+
+class AgentSilent(FarmError):
+    """A node agent has not answered in time."""
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(f"The node agent {agent} does not answer. Is it running? mlx-farm ps shows those that are.")
+
+
+class OrderRefused(FarmError):
+    """A node agent cannot do what it was asked for."""
+
+    def __init__(self, what: str, model: str, reason: str) -> None:
+        super().__init__(f"Cannot {what} {model!r}: {reason}.")
 
 
 class ContextTooLong(FarmError):

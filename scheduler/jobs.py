@@ -7,6 +7,7 @@ The table below is the single source: the Lua scripts get it as data (scripts/__
 submitted → queued ── claimed → running ── finished/failed/cancelled/expired/died → (terminal)
              ▲                     │
              └── requeued ── delayed (retry due later) ← scheduled
+queued → failed: nobody will serve its model
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ TRANSITIONS: dict[EventType, tuple[frozenset[JobState | None], JobState]] = {
     EventType.DELAYED: (frozenset({JobState.RUNNING}), JobState.DELAYED),
     EventType.FINISHED: (frozenset({JobState.RUNNING}), JobState.FINISHED),
     EventType.LOST: (frozenset(_ALIVE), JobState.FAILED),
-    EventType.FAILED: (frozenset({JobState.RUNNING}), JobState.FAILED),
+    EventType.FAILED: (frozenset({JobState.RUNNING, JobState.QUEUED}), JobState.FAILED),
     EventType.CANCELLED: (frozenset(_ALIVE), JobState.CANCELLED),
     EventType.EXPIRED: (frozenset(_ALIVE), JobState.EXPIRED),
     EventType.DIED: (frozenset({JobState.RUNNING}), JobState.DEAD),

@@ -284,8 +284,8 @@ class JobQueue:
             answer = await self.run("place", self.shard_of(job_id), job_id)
         if answer is None:
             return None
-        position, eta_ms = answer
-        return Place(int(position), None if eta_ms < 0 else eta_ms / 1000)
+        position, eta_ms, pool = answer
+        return Place(int(position), None if eta_ms < 0 else eta_ms / 1000, pool.decode())
 
     async def due_ms(self, job_id: str) -> int | None:
         """When a delayed job will be queued, by Redis' clock; None for any other."""

@@ -52,6 +52,7 @@ class JobRequest:
     the rest of the body was read.
     For a model of vectors: `second_at` says of each prompt where a pair's second text begins (empty: no pairs),
     `dimensions` how many numbers are wanted (None: all).
+    `keep_alive_s`: for how long the model is kept in memory without work after this (-1: for ever, None: as usual).
     `rendering` is the edge's own note on how to put the answer into the caller's protocol; the core never reads it.
     """
 
@@ -69,6 +70,7 @@ class JobRequest:
     dimensions: int | None = None
     images: tuple[bytes, ...] = ()
     image_count: int = 0
+    keep_alive_s: float | None = None
     rendering: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -137,6 +139,7 @@ class JobRequest:
             "grammar": self.grammar.kind.value if self.grammar else None,
             "dimensions": self.dimensions,
             "images": self.image_count,
+            "keep_alive_s": self.keep_alive_s,
         }
 
 

@@ -244,6 +244,20 @@ class WorkerSettings(FarmSettings):
 
     model: str = Field("demo", description="A folder, a Hugging Face id, or demo (bundled).")
     model_name: str = Field("", description="The name it is served under; empty: derived from `model`.")
+    models: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="Models that are loaded by demand instead, NAME=FOLDER or NAME=HUGGING_FACE_ID,…"
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="What models that are loaded by demand may take in all; 0: 70 % of the machine's memory."
+    )
+    preload: str = Field("", description="Of the models, those to load at the start: NAME,…")
+    pinned: str = Field("", description="Of the models, those that are loaded at the start and stay: NAME,…")
+    keep_alive_s: float = Field(
+        300.0, ge=-1, description="A model that nobody has used for this long is unloaded; -1: never."
+    )
+    model_turn_s: float = Field(
+        10.0, gt=0, description="A busy model keeps its place for this long while others wait for it."
+    )
     adapters: Annotated[dict[str, Path], NoDecode] = Field(
         {}, description="LoRA adapters, NAME=FOLDER,…; each is served as a model of its own."
     )
@@ -282,10 +296,38 @@ class WorkerSettings(FarmSettings):
         wanted = self.max_sequences // 16 if self.reserved_rows is None else self.reserved_rows
         return min(wanted, self.max_sequences - 1)
 
+    @property
+    def preloaded_models(self) -> frozenset[str]:
+        """Of `preload`."""
+        return frozenset(filter(None, self.preload.split(",")))
+
+    @property
+    def pinned_models(self) -> frozenset[str]:
+        """Of `pinned`."""
+        return frozenset(filter(None, self.pinned.split(",")))
+
     @field_validator("adapters", mode="before")
     @classmethod
     def _named_folders(cls, given: Any) -> Any:
         return _by_name(given, "adapters", "FOLDER")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _named_models(cls, given: Any) -> Any:
+        return _by_name(given, "models", "FOLDER")
+
+    @model_validator(mode="after")
+    def _one_way_to_serve(self) -> Self:
+        about_one = {"model", "model_name", "adapters", "draft_model", "task"} & self.model_fields_set
+        said = sorted(name for name in about_one if getattr(self, name) != type(self).model_fields[name].default)
+        if self.models and said:
+            raise ValueError(
+                f"{' and '.join(said)} say what one model is served with, and models are named that are loaded by "
+                "demand: give one or the other"
+            )
+        if unknown := sorted((self.preloaded_models | self.pinned_models) - self.models.keys()):
+            raise ValueError(f"preload and pinned name {', '.join(unknown)}, which models does not have")
+        return self
 
 
 class ServeSettings(FarmSettings):

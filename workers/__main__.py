@@ -12,12 +12,14 @@ from scheduler.process import configure_logs, stop_event
 from scheduler.servers import require_server
 from scheduler.settings import WorkerSettings
 from workers.agent import NodeAgent
+from workers.on_demand import DemandAgent
 
 
 async def serve(settings: WorkerSettings) -> int:
     """Run the agent until a stop signal. Raises UnsupportedServer."""
     await require_server(settings.redis)
-    return await NodeAgent(settings).run(stop_event())
+    agent = DemandAgent(settings) if settings.models else NodeAgent(settings)
+    return await agent.run(stop_event())
 
 
 def main() -> int:

@@ -11,9 +11,9 @@ import itertools
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -28,10 +28,11 @@ from scheduler.tokens import Emission, EmitCode, TokenLog
 from workers.engine import Chunk, Fault, FinishReason, Grammar, GrammarKind, Prompt, SamplingParams, StopRule
 from workers.engine_thread import EngineThread
 from workers.held import HeldJob
+from workers.insistence import insist
 from workers.room import claimable_rows
+from workers.use import Use
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 PRIORITY = {Lane.HIGH: 1, Lane.NORMAL: 0, Lane.LOW: -1}
 """Whose rows the engine keeps when its memory is short."""
@@ -46,7 +47,9 @@ CLAIM_POLL_S = 0.25
 class Consumer:
     """Runs one pool's (model's) jobs, on the last `reserved_rows` the high lane's; belongs to the loop's thread."""
 
-    def __init__(self, queue: JobQueue, engine: EngineThread, pool: str, *, rows: int, reserved_rows: int = 0) -> None:
+    def __init__(
+        self, queue: JobQueue, engine: EngineThread, pool: str, use: Use, *, rows: int, reserved_rows: int = 0
+    ) -> None:
         self._queue = queue
         self._tokens = TokenLog(queue)
         self._engine = engine
@@ -63,8 +66,7 @@ class Consumer:
         self._offered_rows = 0  # free when it was last looked for jobs
         self._wake = asyncio.Event()
         self._arrived: asyncio.Queue[list[Chunk]] = asyncio.Queue()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._use = use
 
     @property
     def held(self) -> list[str]:
@@ -141,7 +143,7 @@ class Consumer:
         self.wake()
         try:
             async with asyncio.timeout(grace_s):
-                await self._idle.wait()
+                await self._use.over()
         except TimeoutError:
             log.info("handing jobs back", jobs=len(self._jobs))
         async with self._claim_under_way:  # what it brings goes back, too
@@ -184,7 +186,7 @@ class Consumer:
             frames += more
         job = HeldJob(claimed, frames, time.monotonic(), run=f"{claimed.id}/{next(self._runs)}")
         self._jobs[job.id] = job
-        self._idle.clear()
+        self._use.began(len(self._jobs), claimed.request.keep_alive_s)
         self._solo = self._solo or claimed.solo
         if not job.unfinished:  # an earlier worker died between its last chunk and the end
             await self._end(job, EventType.FINISHED)
@@ -193,7 +195,7 @@ class Consumer:
 
     async def _read(self, job_id: str, frames: Sequence[Frame]) -> list[Frame]:
         after = frames[-1].id if frames else START
-        return await _insist(lambda: self._tokens.read(job_id, after))
+        return await insist(lambda: self._tokens.read(job_id, after))
 
     async def _emit(self, chunks: Sequence[Chunk]) -> None:
         by_run: dict[str, list[Chunk]] = defaultdict(list)
@@ -213,7 +215,7 @@ class Consumer:
                 frame_id, body = job.next_frame(body, now_s)
                 emissions[shard_of(job.id)].append(Emission(job.id, job.claimed.token, frame_id, body))
         for shard, batch in emissions.items():
-            codes = await _insist(lambda batch=batch, shard=shard: self._tokens.emit(batch, shard=shard))  # type: ignore[misc]
+            codes = await insist(lambda batch=batch, shard=shard: self._tokens.emit(batch, shard=shard))  # type: ignore[misc]
             for emission, code in zip(batch, codes, strict=True):
                 await self._answered(emission, code)
         for run, parts in by_run.items():
@@ -247,7 +249,7 @@ class Consumer:
         emissions = [Emission(job.id, job.claimed.token, frame_id, body) for frame_id, body in job.frames]
         for start in range(0, len(emissions), RESEND_FRAMES):
             batch = emissions[start : start + RESEND_FRAMES]
-            codes = await _insist(lambda batch=batch: self._tokens.emit(batch, shard=shard_of(job.id)))  # type: ignore[misc]
+            codes = await insist(lambda batch=batch: self._tokens.emit(batch, shard=shard_of(job.id)))  # type: ignore[misc]
             if EmitCode.FENCED in codes:
                 self._drop(job)
                 return
@@ -281,13 +283,13 @@ class Consumer:
 
     async def _finish(self, job: HeldJob, event: EventType, facts: Mapping[str, Any]) -> None:
         token, sequence = job.claimed.token, job.sequence
-        await _insist(lambda: self._queue.finish(job.id, token, event, facts, sequence=sequence))
+        await insist(lambda: self._queue.finish(job.id, token, event, facts, sequence=sequence))
 
     async def _retry(self, job: HeldJob) -> None:
         """Hand back a job whose failure may pass: another attempt goes on after what is in its log."""
         facts = job.end(EventType.DIED, time.monotonic())
         job.closing = True
-        answer = await _insist(lambda: self._queue.retry(job.id, job.claimed.token, "engine_error", facts))
+        answer = await insist(lambda: self._queue.retry(job.id, job.claimed.token, "engine_error", facts))
         log.warning("job failed, perhaps not for good", job=job.id, error=facts["error"], answer=answer)
         self._drop(job)
 
@@ -307,7 +309,7 @@ class Consumer:
             del self._jobs[job.id]
         if not self._jobs:
             self._solo = False
-            self._idle.set()
+            self._use.ended()
         self.wake()
 
 
@@ -386,15 +388,3 @@ def _joined(before: FrameChunk, after: FrameChunk) -> FrameChunk:
         after.stop_string,
         after.vector or before.vector,
     )
-
-
-async def _insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat an idempotent call until Redis answers: running work waits out an outage, it is never given up."""
-    delay_s = 0.05
-    while True:
-        try:
-            return await call()
-        except QueueUnavailable as error:
-            log.warning("queue unavailable, trying again", error=str(error))
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, 1.0)

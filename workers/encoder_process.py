@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from scheduler.settings import WorkerSettings
 from workers.encoder import load_encoder
-from workers.engine import ModelError, UnsupportedModel
-from workers.model_process import asked_task, model_source, refused, run
+from workers.engine import UnsupportedModel
+from workers.model_process import ENCODER_PROCESS, asked_task, model_source, refused, run, settled
 
 ROWS = 4096
 """Inputs in hand: enough for full forwards, and for a large request not to keep the small ones out."""
@@ -19,14 +18,12 @@ ROWS = 4096
 
 def main() -> None:
     """Serve until a stop signal."""
-    settings = WorkerSettings()
-    try:
-        if settings.adapters or settings.draft_model or settings.kv_bits:
-            raise UnsupportedModel(f"{settings.model} does not generate: no adapters, draft model or KV bits for it")
-        task = asked_task(settings)
-    except ModelError as error:
-        sys.exit(refused(error))
-    run(settings, partial(load_encoder, model_source(settings), task=task), rows=ROWS)
+    settings = settled(ENCODER_PROCESS)
+    if settings.adapters or settings.draft_model or settings.kv_bits:
+        what = "no adapters, draft model or KV bits for it"
+        sys.exit(refused(UnsupportedModel(f"{settings.model} does not generate: {what}")))
+    load = partial(load_encoder, model_source(settings), task=asked_task(settings))
+    run(settings, load, rows=ROWS)
 
 
 if __name__ == "__main__":

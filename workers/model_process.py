@@ -34,6 +34,7 @@ from scheduler.workers import WorkerBoard
 from workers.consumer import Consumer
 from workers.engine import (
     BLAS,
+    PROCESS_BYTES,
     AdapterRefused,
     Chunk,
     EngineBackend,
@@ -53,9 +54,12 @@ from workers.engine_thread import EngineThread
 from workers.lease import Lease
 from workers.pulse import Pulse
 from workers.spawning import told_to_begin
+from workers.use import Use
+from workers.words import HOLDS, LOADING, MEMORY, REFUSED, say
 
 log = structlog.get_logger()
 
+GENERATING_PROCESS = "workers.model_process"
 ENCODER_PROCESS = "workers.encoder_process"
 """Serves models that answer with numbers; it imports libraries that text generation does without."""
 
@@ -64,6 +68,9 @@ VISION_PROCESS = "workers.vision_process"
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 FIGURES_PERIOD_S = 1.0
+MEMORY_NEWS = 1.02
+"""Times as much memory as was said last is worth saying."""
+
 UNBOUNDED_CONTEXT_TOKENS = 2**20
 """Said of recurrent models, whose configuration names no bound."""
 
@@ -81,7 +88,8 @@ class ModelProcess:
         self._failed = asyncio.Event()
         self._engine = EngineThread(load, on_chunks=self._on_chunks, on_failure=self._on_failure)
         reserved = min(settings.high_lane_rows, rows - 1)
-        self._consumer = Consumer(self._queue, self._engine, self._name, rows=rows, reserved_rows=reserved)
+        use = Use(lambda jobs, keep_alive_s: say(HOLDS, (jobs, keep_alive_s)))
+        self._consumer = Consumer(self._queue, self._engine, self._name, use, rows=rows, reserved_rows=reserved)
         self._lease = Lease(
             settings,
             os.environ.get("FARM_WORKER_BASE") or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
@@ -169,14 +177,19 @@ class ModelProcess:
         """Keep the model's card and this worker's figures in Redis."""
         catalog, board = ModelCatalog(self._redis), WorkerBoard(self._redis)
         started_ms = time.time_ns() // 1_000_000
-        tokens, at_s = 0, time.monotonic()
+        tokens, at_s, said_bytes = 0, time.monotonic(), 0
         while True:
             stats = self._engine.stats
             now_s = time.monotonic()
             rate = (stats.generated_tokens_total - tokens) / max(now_s - at_s, 1e-3)
             tokens, at_s = stats.generated_tokens_total, now_s
+            memory_bytes = process_memory_bytes(stats.active_memory_bytes)
+            if memory_bytes > said_bytes * MEMORY_NEWS:
+                said_bytes = memory_bytes
+                say(MEMORY, memory_bytes)
             figures = asdict(stats) | {
                 **facts,
+                "memory_bytes": memory_bytes,
                 "pid": os.getpid(),
                 "jobs": len(self._consumer.held),
                 "tokens_per_s": round(rate, 1),
@@ -206,6 +219,14 @@ class ModelProcess:
     def _in_loop(self, call: Any, *args: Any) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *args)
+
+
+def process_memory_bytes(active_bytes: int) -> int:
+    """What this process takes. Elsewhere than on Linux what MLX has counts, because the system does not say it all."""
+    if sys.platform != "linux":
+        return active_bytes + PROCESS_BYTES
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return max(active_bytes, pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def served_name(settings: WorkerSettings) -> str:
@@ -261,6 +282,7 @@ def load_generator(settings: WorkerSettings) -> LoadedEngine:
         paged=paged_options(settings),
         adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},
         draft_model=settings.draft_model or None,
+        on_progress=lambda done_bytes, total_bytes: say(LOADING, (done_bytes, total_bytes)),
     )
 
 
@@ -279,9 +301,7 @@ async def serve(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, r
 
 
 def run(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int) -> NoReturn:
-    """Wait where this is a spare, then logs, run, end."""
-    if not told_to_begin():
-        sys.exit(0)
+    """Logs, run, end."""
     configure_logs(settings.log_level, settings.log_format)
     sys.setswitchinterval(0.0005)  # frames must not wait 5 ms for the engine's thread to let go of the interpreter
     code = uvloop.run(serve(settings, load, rows=rows))
@@ -290,28 +310,45 @@ def run(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int
     os._exit(code)  # threads of MLX or a hung engine must not keep a stopped process alive
 
 
-def main() -> NoReturn:
-    """Serve a model that generates text, or become the process that serves what this one is not made for."""
-    settings = WorkerSettings()
-    try:
-        task = asked_task(settings)
-        sees = settings.vision and task is Task.GENERATE and can_see(find_model(model_source(settings)))
-    except ModelError as error:
-        sys.exit(refused(error))
+def settled(own: str) -> WorkerSettings:
+    """What to serve, once it is certain: a spare waits until it is told. A process that was not made for the model
+    becomes the one that was, also while it waits, so that it has imported the right things.
+    """
+    for certain in (False, True):
+        if certain and not told_to_begin():
+            sys.exit(0)
+        settings = WorkerSettings()
+        try:
+            process = _process_for(settings)
+        except ModelError as error:
+            sys.exit(refused(error))
+        if process != own:
+            os.execv(sys.executable, [sys.executable, "-P", "-m", process])
+    return settings
+
+
+def _process_for(settings: WorkerSettings) -> str:
+    """The module that serves the model. Raises ModelError, also where a library is not installed."""
+    task = asked_task(settings)
     if task is not Task.GENERATE:
         need = f"{settings.model} is a model to {task}, which needs mlx-embeddings: pip install 'mlx-farm[embeddings]'"
-        _become(ENCODER_PROCESS, "mlx_embeddings", need)
-    if sees:
+        return _with_library("mlx_embeddings", ENCODER_PROCESS, need)
+    if settings.vision and can_see(find_model(model_source(settings))):
         need = f"{settings.model} is a model that sees, which needs mlx-vlm: pip install 'mlx-farm[vision]'"
-        _become(VISION_PROCESS, "mlx_vlm", f"{need}; FARM_VISION=false serves it for text alone")
-    run(settings, lambda: load_generator(settings), rows=settings.max_sequences)
+        return _with_library("mlx_vlm", VISION_PROCESS, f"{need}; FARM_VISION=false serves it for text alone")
+    return GENERATING_PROCESS
 
 
-def _become(process: str, library: str, need: str) -> None:
-    """Be another process from here on, if its library is installed."""
+def _with_library(library: str, process: str, need: str) -> str:
     if find_spec(library) is None:
-        sys.exit(refused(UnsupportedModel(need)))
-    os.execv(sys.executable, [sys.executable, "-P", "-m", process])
+        raise UnsupportedModel(need)
+    return process
+
+
+def main() -> NoReturn:
+    """Serve a model that generates text, or become the process that serves what this one is not made for."""
+    settings = settled(GENERATING_PROCESS)
+    run(settings, lambda: load_generator(settings), rows=settings.max_sequences)
 
 
 def asked_task(settings: WorkerSettings) -> Task:
@@ -324,6 +361,7 @@ def asked_task(settings: WorkerSettings) -> Task:
 def refused(error: ModelError) -> int:
     """Say why the model cannot be served; the exit code for that."""
     sys.stderr.write(f"{error}\n")
+    say(REFUSED, str(error))
     return EXIT_MODEL
 
 

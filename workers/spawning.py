@@ -13,8 +13,11 @@ import subprocess
 import sys
 import uuid
 from asyncio.subprocess import Process
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+
+import orjson
 
 SPARE = "FARM_SPARE"
 """In the environment of a process that is to wait for a line on its standard input before it does anything."""
@@ -44,16 +47,16 @@ class Spawner:
         self._keeps_spare = keeps_spare
         self._spare: Child | None = None
 
-    async def start(self) -> Child:
-        """A process that begins now: the spare, where one is alive."""
+    async def start(self, settings: Mapping[str, str]) -> Child:
+        """A process that begins now, with these variables: the spare, where one is alive."""
         spare, self._spare = self._spare, None
         if spare is not None and spare.process.returncode is None:
             assert spare.process.stdin is not None
             with suppress(ConnectionError):  # it dies just now; whoever watches the child sees that
-                spare.process.stdin.write(b"begin\n")
+                spare.process.stdin.write(orjson.dumps(settings) + b"\n")
                 await spare.process.stdin.drain()
             return spare
-        return await _spawn({})
+        return await _spawn(settings)
 
     async def prepare(self) -> None:
         """See to it that a spare is there, or on its way."""
@@ -69,13 +72,22 @@ class Spawner:
 
 
 def told_to_begin() -> bool:
-    """The process's side: wait for the word, if this is a spare. False: there will be none, who started it is gone."""
-    return os.environ.get(SPARE) != "1" or bool(sys.stdin.buffer.readline())
+    """The process's side: wait for the word, if this is a spare, and for what to serve, which becomes its environment.
+
+    False: there will be none, who started it is gone.
+    """
+    if os.environ.get(SPARE) != "1":
+        return True
+    line = sys.stdin.buffer.readline()
+    if line:
+        os.environ.update(orjson.loads(line))
+        del os.environ[SPARE]
+    return bool(line)
 
 
-async def _spawn(more: dict[str, str]) -> Child:
+async def _spawn(more: Mapping[str, str]) -> Child:
     base = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    environment = os.environ | {"FARM_WORKER_BASE": base, "FARM_SUPERVISED": "1"} | more
+    environment = os.environ | {"FARM_WORKER_BASE": base, "FARM_SUPERVISED": "1"} | dict(more)
     if sys.platform == "linux":
         environment = LINUX_ENVIRONMENT | environment
     process = await asyncio.create_subprocess_exec(

@@ -9,15 +9,14 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from scheduler.settings import WorkerSettings
 from workers.engine import UnsupportedModel
-from workers.model_process import model_source, refused, run
+from workers.model_process import VISION_PROCESS, model_source, refused, run, settled
 from workers.vision import load_seeing
 
 
 def main() -> None:
     """Serve until a stop signal."""
-    settings = WorkerSettings()
+    settings = settled(VISION_PROCESS)
     if settings.adapters or settings.draft_model or settings.kv_bits or settings.engine != "auto":
         reason = "no adapters, draft model, KV bits or choice of an engine for a model that sees"
         sys.exit(refused(UnsupportedModel(f"{settings.model}: {reason}; FARM_VISION=false serves it for text alone")))

@@ -18,12 +18,16 @@ router = APIRouter(prefix="/admin", tags=["admin"])
 
 @router.get("/models/status")
 async def models_status(node: CurrentNode) -> Response:
-    """Every model's card, its live workers and the jobs that wait for it."""
+    """Every model's card, its live workers, the jobs that wait for it; its `place`, if it is loaded by demand."""
     workers = await live_figures(node)
     cards = await node.catalog.cards()
-    return JsonResponse(
-        {"object": "list", "data": [_status(card, workers, await node.queue.depths(card.name)) for card in cards]}
-    )
+    await node.places.look()
+    data = []
+    for card in cards:
+        place = node.places.of(card.name)
+        status = _status(card, workers, await node.queue.depths(card.name))
+        data.append(status | {"place": asdict(place) if place else None})
+    return JsonResponse({"object": "list", "data": data})
 
 
 @router.get("/workers")

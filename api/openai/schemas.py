@@ -25,6 +25,10 @@ def _text_or_list(value: Any) -> str:
     return "-text" if isinstance(value, str) else "-list"
 
 
+def _number_or_text(value: Any) -> str:
+    return "-text" if isinstance(value, str) else "-number"
+
+
 def prompt_kind(value: Any) -> str:
     """Which of a prompt's four forms this is."""
     if isinstance(value, str):
@@ -146,6 +150,12 @@ Stop = Annotated[
 TokenIds = list[Annotated[int, Field(ge=0)]]
 
 
+KeepAlive = Annotated[
+    Annotated[float, Field(allow_inf_nan=False), Tag("-number")] | Annotated[str, Field(max_length=32), Tag("-text")],
+    Discriminator(_number_or_text),
+]
+
+
 class Urgency(Body):
     """What all endpoints have in common: which model is asked, by whom, and how soon."""
 
@@ -153,6 +163,7 @@ class Urgency(Body):
     user: str | None = Field(None, max_length=512, description="Shown with the job.")
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     priority: int | None = Field(None, description="Below 0: lane high, above 0: lane low.")
+    keep_alive: KeepAlive | None = Field(None, description="How long to keep the model after this; -1: for ever.")
 
 
 class Generation(Urgency):

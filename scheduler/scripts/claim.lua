@@ -34,15 +34,7 @@ if previous then
   end
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', S .. 'due', '-inf', t, 'LIMIT', 0, 32)) do
-  local j = S .. 'j:' .. id
-  local h = redis.call('HMGET', j, 'state', 'pool', 'lane', 'tenant', 'crashes')
-  redis.call('ZREM', S .. 'due', id)
-  if legal('requeued', h[1]) then
-    log('requeued', id, t, cjson.encode({why = 'due', crashes = tonumber(h[5])}))
-    enqueue(id, j, h[2], h[3], h[4], t)
-  end
-end
+queue_due(t)
 
 -- Returns nil (nothing there), false (a tombstone was dropped) or the job's cost and what its tenant owes for the prompt.
 local function take(lane, tenant)

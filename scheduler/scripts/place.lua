@@ -1,7 +1,7 @@
 -- Where a waiting job stands in its pool, from 1: behind resumed jobs, the higher lanes, and what its own lane serves
 -- before it (by age, but no more than its tenant's own backlog for each tenant there). Writes nothing.
 -- ARGV: id
--- Returns {place, ms until its turn at the measured drain (-1: not known)}, or nil where it does not wait
+-- Returns {place, ms until its turn at the measured drain (-1: not known), pool}, or nil where it does not wait
 local j = S .. 'j:' .. ARGV[1]
 local h = redis.call('HMGET', j, 'state', 'pool', 'at_lane', 'q')
 if h[1] ~= 'queued' then return false end
@@ -18,5 +18,5 @@ for _, higher in ipairs(LANES) do
 end
 local ms, _, tokens = drained(h[2], now())
 local waiting = redis.call('HMGET', S .. 'cnt', 'p:' .. h[2], 'P:' .. h[2])
-if tokens <= 0 then return {rank + 1, -1} end
-return {rank + 1, math.ceil((rank + 1) / tonumber(waiting[1]) * tonumber(waiting[2]) / tokens * ms)}
+if tokens <= 0 then return {rank + 1, -1, h[2]} end
+return {rank + 1, math.ceil((rank + 1) / tonumber(waiting[1]) * tonumber(waiting[2]) / tokens * ms), h[2]}

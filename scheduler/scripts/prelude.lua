@@ -131,6 +131,19 @@ local function delay(id, j, due)
   redis.call('ZADD', S .. 'due', due, id)
 end
 
+-- Queue delayed jobs whose time has come.
+local function queue_due(t)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', S .. 'due', '-inf', t, 'LIMIT', 0, 32)) do
+    local j = S .. 'j:' .. id
+    local h = redis.call('HMGET', j, 'state', 'pool', 'lane', 'tenant', 'crashes')
+    redis.call('ZREM', S .. 'due', id)
+    if legal('requeued', h[1]) then
+      log('requeued', id, t, cjson.encode({why = 'due', crashes = tonumber(h[5])}))
+      enqueue(id, j, h[2], h[3], h[4], t)
+    end
+  end
+end
+
 -- Take a waiting job out of its lane's index and the counters (its stream entry goes with drop_entry).
 local function leave_lane(id, j)
   local r = redis.call('HMGET', j, 'pool', 'at_lane', 'cost')

@@ -162,7 +162,7 @@ async def test_position_counts_what_is_served_first(farm: Farm) -> None:
     ]
     wanted = {returned.id: 1, suspect.id: 2, high: 2, normal: 3, second: 4, low: 5}
     assert {job_id: await farm.queue.place(job_id) for job_id in wanted} == {
-        job_id: Place(position, None) for job_id, position in wanted.items()
+        job_id: Place(position, None, POOL) for job_id, position in wanted.items()
     }
     (held,) = await farm.claim()
     assert await farm.queue.place(held.id) is None
@@ -214,4 +214,4 @@ async def test_a_farm_that_stops_draining_is_seen_to_be_slower(redis: Redis) -> 
 async def test_what_was_cancelled_while_it_waited_did_not_drain(farm: Farm) -> None:
     for job_id in [await farm.submit() for _ in range(3)]:
         await farm.queue.cancel(job_id, "me")
-    assert await farm.queue.place(await farm.submit()) == Place(1, None)
+    assert await farm.queue.place(await farm.submit()) == Place(1, None, POOL)

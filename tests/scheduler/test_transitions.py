@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.demand import Demand
 from scheduler.events import Event, EventType
 from scheduler.forgotten import tell_end
 from scheduler.jobs import TERMINAL, TRANSITIONS, IllegalMove, JobState, apply, replay
@@ -100,6 +101,13 @@ async def lose(farm: Farm, held: Claimed | None) -> None:
             await tell_end(farm.queue, held.id, state, EventType.LOST, LOST)
 
 
+async def fail(farm: Farm, held: Claimed | None) -> None:
+    """By its worker, or because its model has failed."""
+    if held:
+        await farm.finish(held, EventType.FAILED)
+    await Demand(farm.queue).turn_away(POOL, "test")
+
+
 def end(event: EventType) -> Callable[[Farm, Claimed | None], Awaitable[Any]]:
     async def move(farm: Farm, held: Claimed | None) -> None:
         if held:
@@ -115,7 +123,7 @@ MOVES = {
     EventType.REQUEUED: requeue,
     EventType.DELAYED: delay,
     EventType.FINISHED: end(EventType.FINISHED),
-    EventType.FAILED: end(EventType.FAILED),
+    EventType.FAILED: fail,
     EventType.CANCELLED: cancel,
     EventType.EXPIRED: expire,
     EventType.DIED: die,

@@ -18,6 +18,7 @@ from tests.scheduler.builders import POOL, Farm
 from workers.consumer import Consumer
 from workers.engine import load_engine
 from workers.engine_thread import EngineThread
+from workers.use import Use
 
 DEMO = str(Path(workers.demo.__file__).parent)
 
@@ -30,7 +31,7 @@ async def idle(redis: Redis) -> AsyncIterator[tuple[Farm, Consumer]]:
         lambda: load_engine(DEMO, max_sequences=4), on_chunks=lambda chunks: None, on_failure=lambda error: None
     )
     await asyncio.to_thread(engine.start)
-    consumer = Consumer(farm.queue, engine, POOL, rows=4)
+    consumer = Consumer(farm.queue, engine, POOL, Use(lambda jobs, keep_alive_s: None), rows=4)
     await farm.queue.heartbeat("w1", [], register=True, shard=1)
     consumer.begin_lease(await farm.worker())
     yield farm, consumer

@@ -5,7 +5,15 @@ Importing this package loads a fast BLAS where MLX needs one, because that has t
 """
 
 from workers.engine.backend import BLAS, Backend, installed_backend, load_blas
-from workers.engine.choosing import EngineBackend, LoadedEngine, PagedOptions, StoreOptions, load_engine, make_engine
+from workers.engine.choosing import (
+    EngineBackend,
+    LoadedEngine,
+    PagedOptions,
+    StoreOptions,
+    load_engine,
+    machine_memory_bytes,
+    make_engine,
+)
 from workers.engine.engine import Engine, EngineStats
 from workers.engine.errors import (
     AdapterRefused,
@@ -22,6 +30,7 @@ from workers.engine.errors import (
     UnsupportedModel,
     WeightsMissing,
 )
+from workers.engine.estimating import PROCESS_BYTES, Estimate, estimate
 from workers.engine.guided import Grammar, GrammarKind
 from workers.engine.loading import LoadedModel, ModelInfo, find_model, load_model
 from workers.engine.sequence import (
@@ -37,6 +46,7 @@ from workers.engine.tasks import Task, can_see, task_of
 
 __all__ = [
     "BLAS",
+    "PROCESS_BYTES",
     "AdapterRefused",
     "Backend",
     "BatchOrderLost",
@@ -49,6 +59,7 @@ __all__ = [
     "EngineError",
     "EngineFull",
     "EngineStats",
+    "Estimate",
     "Fault",
     "FinishReason",
     "Grammar",
@@ -70,11 +81,13 @@ __all__ = [
     "UnsupportedModel",
     "WeightsMissing",
     "can_see",
+    "estimate",
     "find_model",
     "installed_backend",
     "load_blas",
     "load_engine",
     "load_model",
+    "machine_memory_bytes",
     "make_engine",
     "task_of",
 ]

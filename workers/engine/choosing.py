@@ -14,7 +14,7 @@ from workers.engine.batch import BatchRunner, is_batchable
 from workers.engine.engine import Engine, SequenceEngine
 from workers.engine.errors import DraftRefused, UnsupportedModel
 from workers.engine.guided import CannotGuide, GuideCompiler
-from workers.engine.loading import LoadedModel, ModelInfo, load_model
+from workers.engine.loading import LoadedModel, ModelInfo, OnProgress, load_model
 from workers.engine.paged.blocks import root_hash
 from workers.engine.paged.cache import CannotPage, PagedModel
 from workers.engine.paged.draft_opening import check_draft, draft_block_bytes, open_draft
@@ -93,18 +93,19 @@ def load_engine(
     backend: EngineBackend = EngineBackend.AUTO,
     paged: PagedOptions = PagedOptions(),
     draft_model: str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> LoadedEngine:
     """Load a model (a folder or a Hugging Face id) and make an engine for it, in the thread that will run it.
 
     `prefill_step_tokens` is what one step reads of prompts (default: 512 on CPU, 2048 on GPU); see `make_engine`.
     `shown_special_tokens` appear in the text in addition to the marks of thinking and tool calls. `adapters` are LoRA
     folders in mlx-lm's layout, by the name that prompts ask for. `draft_model`, a folder or an id like `model`, guesses
-    at coming tokens where that pays. Raises `ModelError`.
+    at coming tokens where that pays. `on_progress` hears of the weights that are read. Raises `ModelError`.
     """
     installed = installed_backend()
     if installed is Backend.CPU:
         mx.set_cache_limit(CPU_CACHE_LIMIT_BYTES)
-    loaded = load_model(model, shown_special_tokens=shown_special_tokens, adapters=adapters)
+    loaded = load_model(model, shown_special_tokens=shown_special_tokens, adapters=adapters, on_progress=on_progress)
     engine = make_engine(
         loaded,
         max_sequences=max_sequences,
@@ -282,15 +283,30 @@ def _serial(loaded: LoadedModel, step_tokens: int) -> Choice:
 
 
 def spare_memory_bytes() -> int:
-    """What a cache may take: a quarter of the machine's memory (or the control group's, if that is less) on a CPU,
-    60 % of what the weights leave of a GPU's."""
-    info = mx.device_info()
-    for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-        if installed_backend() is not Backend.CPU and int(info.get(key, 0)) > 0:
-            return int(GPU_MEMORY_SHARE * max(0, int(info[key]) - mx.get_active_memory()))
+    """What a cache may take: a quarter of the machine's memory on a CPU, 60 % of what the weights leave of a GPU's."""
+    device_bytes = _device_memory_bytes()
+    if device_bytes:
+        return int(GPU_MEMORY_SHARE * max(0, device_bytes - mx.get_active_memory()))
+    return int(CPU_MEMORY_SHARE * machine_memory_bytes())
+
+
+def machine_memory_bytes() -> int:
+    """The GPU's memory, or the machine's (or the control group's, if that is less) where a CPU computes."""
+    device_bytes = _device_memory_bytes()
+    if device_bytes:
+        return device_bytes
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()
     except OSError:
         limit = "max"
-    return int(CPU_MEMORY_SHARE * min(memory_bytes, int(limit) if limit.isdigit() else memory_bytes))
+    return min(memory_bytes, int(limit) if limit.isdigit() else memory_bytes)
+
+
+def _device_memory_bytes() -> int:
+    """0 on a CPU."""
+    if installed_backend() is Backend.CPU:
+        return 0
+    info = mx.device_info()
+    keys = ("max_recommended_working_set_size", "total_memory", "memory_size")
+    return next((int(info[key]) for key in keys if int(info.get(key, 0)) > 0), 0)

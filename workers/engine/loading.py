@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import mlx.core as mx
 from huggingface_hub import constants, snapshot_download
@@ -45,6 +45,10 @@ CONTEXT_KEYS: Final = (
     "n_ctx",
     "model_max_length",
 )
+PROGRESS_BYTES: Final = 64 << 20
+"""Weights that are read between two reports."""
+
+OnProgress: TypeAlias = Callable[[int, int], None]
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
@@ -141,12 +145,47 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def load_model(
-    model: str, *, shown_special_tokens: tuple[str, ...] = (), adapters: Mapping[str, Path] | None = None
+    model: str,
+    *,
+    shown_special_tokens: tuple[str, ...] = (),
+    adapters: Mapping[str, Path] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """Load weights, tokenizer and adapters (folders by name).
 
-    Raises the `ModelError` that names what is missing or not supported.
+    `on_progress` hears now and then how many bytes of the weights are in memory, and how many there will be. Raises the
+    `ModelError` that names what is missing or not supported.
     """
+    return _open(model, shown_special_tokens, adapters or {}, lambda network: _read_weights(network, on_progress))
+
+
+def sketch_model(model: str) -> LoadedModel:
+    """The model with its weights still on disk: to describe it, not to run it. Raises `ModelError`."""
+    return _open(model, (), {}, lambda network: None)
+
+
+def _read_weights(network: Module, on_progress: OnProgress | None) -> None:
+    """Bring the weights into memory, piece by piece for who wants to see it."""
+    arrays = _arrays(network)
+    total_bytes = sum(int(array.nbytes) for array in arrays)
+    done_bytes, piece_bytes, piece = 0, 0, []
+    for array in arrays:
+        piece.append(array)
+        piece_bytes += int(array.nbytes)
+        if piece_bytes >= PROGRESS_BYTES:
+            mx.eval(piece)
+            done_bytes, piece_bytes, piece = done_bytes + piece_bytes, 0, []
+            if on_progress is not None:
+                on_progress(done_bytes, total_bytes)
+    mx.eval(piece)
+
+
+def _open(
+    model: str,
+    shown_special_tokens: tuple[str, ...],
+    adapters: Mapping[str, Path],
+    read_weights: Callable[[Module], None],
+) -> LoadedModel:
     folder = find_model(model)
     config = check_folder(folder)
     try:
@@ -156,10 +195,10 @@ def load_model(
         if installed_backend() is Backend.CPU:
             network = dequantize_model(network)
             network.set_dtype(mx.float32)
-        mx.eval(network.parameters())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        read_weights(network)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UnsupportedModel(f"mlx-lm cannot load {folder} ({config['model_type']}): {error}") from error
-    attached = attach_adapters(network, adapters or {})
+    attached = attach_adapters(network, adapters)
     vocabulary = Vocabulary(fast_tokenizer(wrapper, folder), (*shown_marks(wrapper), *shown_special_tokens))
     info = describe_model(folder, config, wrapper, vocabulary, network, parameters, _vocab_size(network))
     return LoadedModel(model=network, vocabulary=vocabulary, info=info, adapters=attached)
@@ -211,8 +250,12 @@ def count_parameters(network: Any) -> int:
 
 def weight_bytes(network: Any) -> int:
     """What a network's weights occupy."""
+    return sum(int(array.nbytes) for array in _arrays(network))
+
+
+def _arrays(network: Any) -> list[mx.array]:
     weights: Any = tree_flatten(network.parameters())
-    return sum(int(array.nbytes) for _, array in weights)
+    return [array for _, array in weights]
 
 
 def _vocab_size(network: Module) -> int:
