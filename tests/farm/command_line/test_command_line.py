@@ -7,6 +7,8 @@ import os
 import pty
 from typing import Any
 
+import pytest
+
 from farm.client import ServerEvent, parse_events
 from farm.flags import environment
 
@@ -173,13 +175,16 @@ def test_a_wrong_setting_is_named_with_its_value_and_origin(mlx_farm: Any) -> No
     assert "'eight'" in done.stderr
 
 
-def test_doctor_names_the_fix_for_a_public_address_without_a_key(mlx_farm: Any) -> None:
-    mlx_farm.environment["FARM_REDIS_URL"] = "redis://127.0.0.1:9/0"
+@pytest.mark.parametrize(
+    ("insecure", "verdict", "said"), [("false", "OK", "first start"), ("true", "WARN", "INSECURE")]
+)
+def test_doctor_says_who_can_use_a_public_address(mlx_farm: Any, insecure: str, verdict: str, said: str) -> None:
+    mlx_farm.environment |= {"FARM_REDIS_URL": "redis://127.0.0.1:9/0", "FARM_INSECURE": insecure}
     done = mlx_farm("doctor", "--json", "--host", "0.0.0.0", "--port", "0")
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 1
-    assert findings["key"]["verdict"] == "FAIL"
-    assert "FARM_API_KEY" in findings["key"]["fix"]
+    assert findings["key"]["verdict"] == verdict
+    assert said in findings["key"]["found"]
     assert findings["queue"]["verdict"] == "FAIL"
     assert findings["python"]["verdict"] == "OK"
 
