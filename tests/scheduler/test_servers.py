@@ -19,6 +19,7 @@ SINCE = {
     **dict.fromkeys(("ZADD", "ZINCRBY"), (1, 2)),
     **dict.fromkeys(("HDEL", "HEXISTS", "HGET", "HINCRBY", "HMGET", "HSET", "HSETNX", "ZRANK"), (2, 0)),
     **dict.fromkeys(("HINCRBYFLOAT", "PEXPIRE", "PTTL", "TIME"), (2, 6)),
+    "UNLINK": (4, 0),
     **dict.fromkeys(("XACK", "XADD", "XDEL", "XGROUP", "XLEN", "XRANGE", "XREADGROUP", "XREVRANGE", "ZPOPMIN"), (5, 0)),
 }
 """Commands of the scripts, and the version of Redis that has each (https://redis.io/docs/latest/commands/)."""
