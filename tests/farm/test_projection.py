@@ -108,7 +108,8 @@ async def events_of(redis_url: str) -> list[Any]:
 def table(farm: Any) -> dict[str, dict[str, Any]]:
     rows = farm.query("SELECT * FROM jobs")
     for row in rows:
-        row["params"] = json.loads(row["params"]) if isinstance(row["params"], str) else row["params"]
+        for name in ("params", "routing"):  # PostgreSQL gives what SQLite has as text
+            row[name] = json.loads(row[name]) if isinstance(row[name], str) else row[name]
         row["durable"] = bool(row["durable"])
     return {row["id"]: row for row in rows}
 

@@ -100,19 +100,19 @@ def fail_in_consumer(module: Any) -> None:
     module.Consumer._finish = finish
 
 
-# Module, its last definition (so that it is complete), and what is done to it.
+# Module, its class that must be complete, and what is done to it.
 PATCHES = (
-    ("workers.engine_thread", "_submit", fail_in_engine_thread),
-    ("workers.consumer", "_insist", fail_in_consumer),
+    ("workers.engine_thread", "EngineThread", fail_in_engine_thread),
+    ("workers.consumer", "Consumer", fail_in_consumer),
 )
 
 
 def import_and_look(*arguments: Any, **options: Any) -> Any:
     """Import, and change our modules once they are complete."""
     imported = import_as_usual(*arguments, **options)
-    for name, last, patch in PATCHES:
+    for name, needed, patch in PATCHES:
         module = sys.modules.get(name)
-        if name not in patched and hasattr(module, last):
+        if name not in patched and hasattr(module, needed):
             patched.add(name)
             patch(module)
     if len(patched) == len(PATCHES):
