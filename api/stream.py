@@ -6,6 +6,7 @@ Comments have no blank line behind them: the openai SDK takes `\\n\\n` after an 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -242,6 +243,10 @@ async def _leave(node: Node, job_id: str, linger_s: float) -> None:
             await node.queue.cancel(job_id, "disconnect")
 
 
+# U+0085, U+2028, U+2029: no ends of lines in the standard, but to clients that use `str.splitlines`, as httpx does.
+_LINE_ENDS = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
+
+
 def sse(events: Sequence[Event], frame_id: FrameId | None, *, named: bool) -> bytes:
     """The events of one frame; https://html.spec.whatwg.org/multipage/server-sent-events.html."""
     lines = []
@@ -250,5 +255,9 @@ def sse(events: Sequence[Event], frame_id: FrameId | None, *, named: bool) -> by
             lines.append(f"id: {frame_id}\n".encode())
         if named:
             lines.append(b"event: " + event["type"].encode() + b"\n")
-        lines.append(b"data: " + orjson.dumps(event) + b"\n\n")
+        lines.append(b"data: " + _LINE_ENDS.sub(_escaped, orjson.dumps(event)) + b"\n\n")
     return b"".join(lines)
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return f"\\u{ord(found[0].decode()):04x}".encode()
