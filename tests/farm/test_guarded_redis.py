@@ -152,7 +152,7 @@ async def test_who_is_not_believed_is_told_why(
         pytest.skip("no installed Redis can do TLS")
     client = authority.sign("other-client")
     # TLS 1.3 says why behind the handshake: a client that writes meanwhile may hear only that it was cut off.
-    with pytest.raises(QueueUnavailable, match="certificate required|closed|reset|[Ll]ost"):
+    with pytest.raises(QueueUnavailable, match=r"certificate required|closed|reset|[Ll]ost"):
         await look(tls.url(USER, None))
     with pytest.raises(QueueUnavailable, match="invalid username-password"):
         await look(tls.url("farm:wrong", client))
