@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,6 @@ def run(
     client.get("/v1/models")  # is there a farm, and does it take our key?
     target = ResultFile(results)
     _warn_of_strangers(source, target, results)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         _work_through(source, target, concurrency)
     except KeyboardInterrupt:
@@ -75,7 +74,7 @@ class Crew:
     """Threads that take lines and put answers into `answers`, each its own connection, until told to stop."""
 
     def __init__(self, lines: Iterator[BatchLine], progress: Progress) -> None:
-        self.answers: queue.SimpleQueue[dict[str, Any] | CommandError] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[dict[str, Any] | CommandError | KeyboardInterrupt] = queue.SimpleQueue()
         self._lines = lines
         self._taking = threading.Lock()
         self._stopping = threading.Event()
@@ -85,6 +84,10 @@ class Crew:
         """Begin; the threads end with the process."""
         for _ in range(threads):
             threading.Thread(target=self._work, daemon=True).start()
+
+    def interrupt(self, number: int, frame: object) -> None:
+        """Handles signals: an interrupt waits its turn behind the answers, so that none of them is in anybody's hand."""
+        self.answers.put(KeyboardInterrupt())
 
     def stop(self) -> None:
         """Send no more."""
@@ -157,11 +160,13 @@ def _work_through(source: RequestFile, target: ResultFile, concurrency: int) -> 
     left = len(source.custom_ids) - len(already)
     with Progress(total=len(source.custom_ids), done=len(already)) as progress:
         crew = Crew(source.requests(set(already)), progress)
+        signal.signal(signal.SIGINT, crew.interrupt)
+        signal.signal(signal.SIGTERM, crew.interrupt)
         crew.start(min(concurrency, left))
         try:
             while left:
                 answer = crew.answers.get()
-                if isinstance(answer, CommandError):
+                if isinstance(answer, BaseException):
                     raise answer
                 target.append(answer)
                 progress.advance()
@@ -170,7 +175,7 @@ def _work_through(source: RequestFile, target: ResultFile, concurrency: int) -> 
             crew.stop()
             while not crew.answers.empty():  # what has arrived is kept
                 answer = crew.answers.get()
-                if not isinstance(answer, CommandError):
+                if not isinstance(answer, BaseException):
                     target.append(answer)
 
 
@@ -194,7 +199,3 @@ def _warn_of_strangers(source: RequestFile, target: ResultFile, results: Path) -
     if strangers:
         example = next(iter(strangers))
         typer.echo(f"{results} has {len(strangers)} results that the input lacks, such as {example!r}.", err=True)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
