@@ -86,7 +86,7 @@ class Crew:
             threading.Thread(target=self._work, daemon=True).start()
 
     def interrupt(self, number: int, frame: object) -> None:
-        """Handles signals: an interrupt waits its turn behind the answers, so that none of them is in anybody's hand."""
+        """Handles signals: an interrupt waits its turn behind the answers, so that none of them is lost."""
         self.answers.put(KeyboardInterrupt())
 
     def stop(self) -> None:
