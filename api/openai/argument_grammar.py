@@ -106,12 +106,9 @@ def bare_value(close: str, schema: Mapping[str, Any], root: Mapping[str, Any], r
     if LARK in schema:
         return rule, lark_rules(schema, rule)
     parts = alternatives(schema, root)
-    literals = _literals(parts)
-    if literals is not None and all(text is None or isinstance(text, str) for text in literals):
-        texts = ["null" if text is None else str(text) for text in literals]
-        if any(text.strip() != text or not text or close in text for text in texts):
-            raise Inexpressible("a value of 'enum' that is empty, or has white space around it, cannot be told apart")
-        return rule, [f"{rule}: {' | '.join(_quoted(text) for text in texts)}"]
+    texts = _listed_texts(parts)
+    if texts is not None:
+        return rule, [f"{rule}: {_one_of(texts, close)}"]
     types = types_of(schema, root)
     if types and "string" not in types:
         return json_value(schema, root, rule)
@@ -195,5 +192,16 @@ def _literals(parts: Sequence[Mapping[str, Any]]) -> list[Any] | None:
     return None if None in found else [value for values in found for value in values or ()]
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _listed_texts(parts: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """What a value is written as, where all that it can be is listed and is text or null."""
+    literals = _literals(parts)
+    if literals is None or not all(text is None or isinstance(text, str) for text in literals):
+        return None
+    return ["null" if text is None else str(text) for text in literals]
+
+
+def _one_of(texts: Sequence[str], close: str) -> str:
+    """An expression for one of these texts, up to `close`. Raises Inexpressible."""
+    if any(text.strip() != text or not text or close in text for text in texts):
+        raise Inexpressible("a value of 'enum' that is empty, or has white space around it, cannot be told apart")
+    return " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)

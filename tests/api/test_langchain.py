@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
 
-from tests.api.scripted_farm import MODEL, NodeServer, Script, ScriptedWorker, prompt_text
-
-CALL = Script(choices=[["On it.", '<tool_call>{"name": "weather", ', '"arguments": {"city": "Ulm"}}</tool_call>']])
-
-
-class Place(BaseModel):
-    """A place."""
-
-    city: str
-    zip_code: int
-
-
-@tool
-def weather(city: str) -> str:
-    """The weather in a city."""
-    return f"Fog in {city}."
+from tests.api.langchain_turns import ask_for_structured_output, stream_a_tool_call, take_a_turn_with_a_tool
+from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker
 
 
 @pytest.fixture
@@ -46,32 +26,13 @@ async def test_a_whole_and_a_streamed_answer(model: ChatOpenAI, worker: Scripted
 
 
 async def test_a_turn_with_a_tool(model: ChatOpenAI, worker: ScriptedWorker) -> None:
-    worker.script = CALL
-    with_tools = model.bind_tools([weather])
-    question = HumanMessage("Weather in Ulm?")
-    answer = await with_tools.ainvoke([question])
-    assert isinstance(answer, AIMessage)
-    [call] = answer.tool_calls
-    assert (call["name"], call["args"]) == ("weather", {"city": "Ulm"})
-    worker.script = Script(choices=[["Foggy."]])
-    result = ToolMessage(await weather.ainvoke(call["args"]), tool_call_id=call["id"])
-    assert (await with_tools.ainvoke([question, answer, result])).content == "Foggy."
-    assert "Fog in Ulm." in prompt_text(worker.requests[-1])
+    await take_a_turn_with_a_tool(model, worker)
 
 
 async def test_a_streamed_tool_call(model: ChatOpenAI, worker: ScriptedWorker) -> None:
-    worker.script = CALL
-    whole: Any = None
-    async for chunk in model.bind_tools([weather]).astream("Weather in Ulm?"):
-        whole = chunk if whole is None else whole + chunk
-    assert [(call["name"], call["args"]) for call in whole.tool_calls] == [("weather", {"city": "Ulm"})]
+    await stream_a_tool_call(model, worker)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-async def test_structured_output(model: ChatOpenAI, worker: ScriptedWorker, method: Any) -> None:
-    place = {"city": "Ulm", "zip_code": 89073}
-    call = f'<tool_call>\n{{"name": "Place", "arguments": {json.dumps(place)}}}\n</tool_call>'
-    worker.script = Script(choices=[[json.dumps(place) if method == "json_schema" else call]])
-    answer = await model.with_structured_output(Place, method=method).ainvoke("Where?")
-    assert answer == Place(**place)
-    assert worker.requests[-1].grammar is not None
+async def test_structured_output(model: ChatOpenAI, worker: ScriptedWorker, method: str) -> None:
+    await ask_for_structured_output(model, worker, method)

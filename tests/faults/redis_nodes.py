@@ -12,8 +12,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tests import waiting
 from tests.conftest import REDIS_SERVER
-from tests.patience import tries
 
 SLOTS = 16384
 
@@ -30,11 +30,13 @@ def free_port() -> int:
 
 def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     """Ask until the answer is true, and return it; no answer is none."""
-    for _ in tries(timeout_s):
+
+    def answer() -> Any:
         with suppress(RedisError, OSError):
-            if answer := condition():
-                return answer
-    return None
+            return condition()
+        return None
+
+    return waiting.until(answer, timeout_s)
 
 
 class Node:

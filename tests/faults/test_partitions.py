@@ -10,9 +10,8 @@ import pytest
 
 from tests.conftest import RedisServer
 from tests.farm.streams import Answer, ask
-from tests.faults.redis_nodes import until
 from tests.faults.redis_proxy import RedisProxy
-from tests.waiting import PATIENCE_S
+from tests.waiting import until
 
 BODY = ask("Tell me a story.", temperature=1.1, seed=8, max_tokens=200)
 
@@ -78,7 +77,7 @@ def test_a_cut_off_workers_job_goes_on_at_another(farm: Any, lines: Lines, undis
         other = farm.start("workers")
         assert answer.read() == undisturbed
     assert attempts(farm, answer) > 1
-    until(lambda: len(farm.get("/admin/workers")["data"]) == 2, timeout_s=PATIENCE_S)  # the one that was lost is back
+    until(lambda: len(farm.get("/admin/workers")["data"]) == 2)  # the one that was lost is back
     assert other.stop() == 0
     assert Answer(farm.url, BODY).read() == undisturbed
 

@@ -16,9 +16,9 @@ from mlx_lm.models.cache import ArraysCache, CacheList, make_prompt_cache
 
 from workers.engine.errors import BatchOrderLost
 from workers.engine.planner import PrefillLimits, plan_admissions
-from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
+from workers.engine.runner import NOT_FINITE, RowLine, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
-from workers.engine.sequence import NO_PREFIX, PrefixUse, Sequence
+from workers.engine.sequence import Sequence
 
 UNBOUNDED_TOKENS = 1 << 40  # the engine ends sequences, not the generator
 PREFILL_ROWS = 8
@@ -68,7 +68,7 @@ def _unwired(generator: Any) -> Any:
     return generator
 
 
-class BatchRunner:
+class BatchRunner(RowLine):
     """Rows of one model, each known by the id of its sequence. One step gives every decoding row one token.
 
     At most `capacity` rows have begun; the others wait, first come, first served. Everything happens in the calling
@@ -79,6 +79,7 @@ class BatchRunner:
     obeys_grammars = False
 
     def __init__(self, model: Module, *, vocab_size: int, capacity: int, prefill_step_tokens: int) -> None:
+        super().__init__()
         self._capacity = capacity
         self._vocab_size = vocab_size
         self._model = Float32Logits(model)
@@ -94,20 +95,12 @@ class BatchRunner:
                 prefill_step_size=prefill_step_tokens,
             )
         )
-        self._line: dict[str, Sequence] = {}  # rows that have not begun, in order
         self._prefilling: dict[str, tuple[int, int]] = {}
         self._ids: dict[int, str] = {}  # generator's uid -> row id
         self._uids: dict[str, int] = {}
         self._rows: dict[str, RowSampler] = {}
         self._checks: list[tuple[list[int], mx.array]] = []  # uids and logit sums behind the tokens reported next
         self._prompt_tokens = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self._line)
-
-    def prefix_use(self, row_id: str) -> PrefixUse:
-        return NO_PREFIX
 
     def stats(self) -> RunnerStats:
         return RunnerStats(
@@ -117,9 +110,6 @@ class BatchRunner:
             kv_bytes=int(self._generator.prompt_cache_nbytes),
             prompt_tokens_total=self._prompt_tokens,
         )
-
-    def insert(self, sequence: Sequence) -> None:
-        self._line[sequence.prompt.id] = sequence
 
     def remove(self, row_ids: Collection[str]) -> None:
         """Drop rows at any stage; unknown ids are ignored."""

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workers.engine.sequence import Fault, PrefixUse, Sequence, TokenLogprob
+from workers.engine.sequence import NO_PREFIX, Fault, PrefixUse, Sequence, TokenLogprob
 
 NOT_FINITE = "the model's logits are not finite"
 
@@ -63,7 +63,7 @@ class RunnerStats:
 
 
 class Runner(Protocol):
-    """What computes rows: `PagedRunner`, `BatchRunner`, `SerialRunner`. Not thread-safe."""
+    """What computes rows: `PagedRunner`, `BatchRunner`, `SerialRunner`, `VisionRunner`. Not thread-safe."""
 
     @property
     def capacity_tokens(self) -> int | None:
@@ -101,3 +101,23 @@ class Runner(Protocol):
     def close(self) -> None:
         """Drop all rows."""
         ...
+
+
+class RowLine:
+    """A part of the runners that keep no prefixes: rows stand in line, in order, until they begin."""
+
+    def __init__(self) -> None:
+        self._line: dict[str, Sequence] = {}
+
+    @property
+    def waiting(self) -> int:
+        """As in `Runner`."""
+        return len(self._line)
+
+    def insert(self, sequence: Sequence) -> None:
+        """As in `Runner`."""
+        self._line[sequence.prompt.id] = sequence
+
+    def prefix_use(self, row_id: str) -> PrefixUse:
+        """As in `Runner`: none."""
+        return NO_PREFIX

@@ -10,12 +10,12 @@ from mlx_lm.generate import generate_step
 
 from workers.engine.adapters import Adapters
 from workers.engine.batch import Float32Logits
-from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
+from workers.engine.runner import NOT_FINITE, RowLine, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
-from workers.engine.sequence import NO_PREFIX, PrefixUse, Sequence
+from workers.engine.sequence import Sequence
 
 
-class SerialRunner:
+class SerialRunner(RowLine):
     """One row after the other. A prompt is read whole in its first step."""
 
     capacity_tokens = None
@@ -24,25 +24,18 @@ class SerialRunner:
     def __init__(
         self, model: Module, *, vocab_size: int, prefill_step_tokens: int, adapters: Adapters | None = None
     ) -> None:
+        super().__init__()
         self._vocab_size = vocab_size
         self._step_tokens = prefill_step_tokens
         self._adapters = adapters or Adapters()
         self._adapter: str | None = None  # of the running row
         self._model = Float32Logits(model)
-        self._line: dict[str, Sequence] = {}  # rows that have not begun, in order
         self._prefilling: dict[str, tuple[int, int]] = {}
         self._cache: list[object] = []
         self._row_id: str | None = None
         self._row: RowSampler | None = None
         self._tokens: Iterator[tuple[Any, mx.array]] = iter(())
         self._prompt_tokens = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self._line)
-
-    def prefix_use(self, row_id: str) -> PrefixUse:
-        return NO_PREFIX
 
     def stats(self) -> RunnerStats:
         return RunnerStats(
@@ -52,9 +45,6 @@ class SerialRunner:
             kv_bytes=sum(int(getattr(cache, "nbytes", 0)) for cache in self._cache),
             prompt_tokens_total=self._prompt_tokens,
         )
-
-    def insert(self, sequence: Sequence) -> None:
-        self._line[sequence.prompt.id] = sequence
 
     def remove(self, row_ids: Collection[str]) -> None:
         """Drop rows at any stage; unknown ids are ignored."""

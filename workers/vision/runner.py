@@ -19,9 +19,9 @@ from PIL import Image
 from scheduler.images import ImageRefused
 from workers.decoding import Undecodable, decode
 from workers.engine.guided import GuideFailed
-from workers.engine.runner import NOT_FINITE, RowToken, RunnerStats
+from workers.engine.runner import NOT_FINITE, RowLine, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
-from workers.engine.sequence import NO_PREFIX, Fault, PrefixUse, Sequence
+from workers.engine.sequence import Fault, Sequence
 from workers.vision.seeing import Seeing, Sight
 
 DECODED_AHEAD = 2
@@ -42,29 +42,22 @@ class Row:
     token: int | None = None
 
 
-class VisionRunner:
+class VisionRunner(RowLine):
     """At most `capacity` rows have begun. A step reads up to `step_tokens` of one prompt and draws a token per row."""
 
     capacity_tokens = None
     obeys_grammars = True
 
     def __init__(self, seeing: Seeing, *, vocab_size: int, capacity: int, step_tokens: int) -> None:
+        super().__init__()
         self._seeing = seeing
         self._vocab_size = vocab_size
         self._capacity = capacity
         self._step_tokens = step_tokens
-        self._line: dict[str, Sequence] = {}  # rows that have not begun, in order
         self._decoding: dict[str, Future[list[Image.Image]]] = {}  # images of the first of them
         self._rows: dict[str, Row] = {}
         self._decoders = ThreadPoolExecutor(DECODED_AHEAD, thread_name_prefix="images")
         self._prompt_tokens = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self._line)
-
-    def prefix_use(self, row_id: str) -> PrefixUse:
-        return NO_PREFIX
 
     def stats(self) -> RunnerStats:
         caches = [cache for row in self._rows.values() for cache in row.sight.cache]
@@ -75,9 +68,6 @@ class VisionRunner:
             kv_bytes=sum(int(getattr(cache, "nbytes", 0)) for cache in caches),
             prompt_tokens_total=self._prompt_tokens,
         )
-
-    def insert(self, sequence: Sequence) -> None:
-        self._line[sequence.prompt.id] = sequence
 
     def remove(self, row_ids: Collection[str]) -> None:
         """Drop rows at any stage; unknown ids are ignored."""
