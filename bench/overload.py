@@ -30,8 +30,8 @@ from bench.processes import FarmProcess, farm_processes
 from bench.valkey_server import valkey_server
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
-HIGH_GAP_S = 0.5
-"""Between two requests of the high lane, on average."""
+HIGH_SHARE = 0.1
+"""Of the service rate: what the high lane asks for. Ten times more would be an overload of its own."""
 
 SETTLE_S = 10.0
 """From the begin of the flood: what memory the queue's bound and a full batch need is there then."""
@@ -110,7 +110,8 @@ class Load:
         async def go_on() -> None:
             nonlocal ended
             while time.monotonic() - began_s < seconds:
-                ended += (await self.ask("normal")).whole
+                asked = await self.ask("normal")
+                ended += asked.whole
 
         await asyncio.gather(*(go_on() for _ in range(clients)))
         return ended / (time.monotonic() - began_s)
@@ -185,7 +186,7 @@ async def measure(farm: Mapping[str, FarmProcess], arguments: argparse.Namespace
     watching = asyncio.create_task(memory.watch())
     rounds = await asyncio.gather(
         load.arrivals("normal", arguments.factor * per_s, arguments.seconds),
-        load.arrivals("high", 1 / HIGH_GAP_S, arguments.seconds),
+        load.arrivals("high", HIGH_SHARE * per_s, arguments.seconds),
     )
     watching.cancel()
     report(quiet, [one for answers in rounds for one in answers], memory, arguments.factor)

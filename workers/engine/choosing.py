@@ -17,9 +17,9 @@ from workers.engine.guided import CannotGuide, GuideCompiler
 from workers.engine.loading import LoadedModel, ModelInfo, OnProgress, load_model
 from workers.engine.paged.blocks import root_hash
 from workers.engine.paged.cache import CannotPage, PagedModel
+from workers.engine.paged.chunks import LARGEST_CHUNK_TOKENS, PlanLimits
 from workers.engine.paged.draft_opening import check_draft, draft_block_bytes, open_draft
 from workers.engine.paged.identity import model_identity
-from workers.engine.paged.planner import LARGEST_CHUNK_TOKENS, PlanLimits
 from workers.engine.paged.probe import open_pages
 from workers.engine.paged.runner import PagedRunner
 from workers.engine.paged.sizing import CacheNeeds, cache_blocks, snapshot_slots

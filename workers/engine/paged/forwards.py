@@ -8,8 +8,9 @@ import numpy as np
 
 from workers.engine.drawing import Draw, Drawn
 from workers.engine.paged.cache import PagedModel
+from workers.engine.paged.chunks import Chunk
 from workers.engine.paged.layout import ForwardLayout, Group, Span, arrange_rows, plan_groups
-from workers.engine.paged.planner import Chunk, StepPlan
+from workers.engine.paged.planner import StepPlan
 from workers.engine.paged.rows import Row
 
 

@@ -5,44 +5,15 @@ lowest ranked row gives up its own and waits for its turn, with its tokens. A ro
 pauses instead, so that the highest ranked row always moves on. All decisions depend on the calls made, nothing else.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from workers.engine.paged.blocks import NULL_BLOCK, BlockPool
+from workers.engine.paged.chunks import Chunk, PlanLimits, Want, last_writers, pack_forwards, share_budget
 from workers.engine.paged.prefix import PrefixCache, Snapshots
 from workers.engine.paged.rows import Phase, Row
 
-SMALLEST_CHUNK_TOKENS = 64
-LARGEST_CHUNK_TOKENS = 512  # a larger one computes more of what the causal mask then hides
-PADDED_SHARE = 0.25
-PADDED_TOKENS = 32  # what one more forward costs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanLimits:
-    """`rows` have a place at most. A step computes `step_tokens` tokens, of one prompt `chunk_tokens` at most.
-
-    `forward_rows`: how many prompts one forward may read.
-    """
-
-    rows: int
-    step_tokens: int
-    chunk_tokens: int = LARGEST_CHUNK_TOKENS
-    forward_rows: int = 1 << 30
-
-    @property
-    def smallest_chunk_tokens(self) -> int:
-        return min(SMALLEST_CHUNK_TOKENS, self.step_tokens, self.chunk_tokens)
-
-
-class Chunk(NamedTuple):
-    """Tokens start..start+tokens-1 of a row's prompt; `snapshot` is where to keep the state behind them, or -1."""
-
-    row: Row
-    start: int
-    tokens: int
-    snapshot: int
+MOST_WITHHELD_STEPS = 4  # in a row that lower lanes read nothing for the sake of a higher one's first token
 
 
 class BlockCopy(NamedTuple):
@@ -74,63 +45,6 @@ class StepPlan:
     is_new_order: bool = False
 
 
-class Want(NamedTuple):
-    """A prompt's next tokens begin at `start`; `unread` of them are left."""
-
-    start: int
-    unread: int
-
-
-def share_budget(wants: Sequence[Want], budget: int, limits: PlanLimits, block_tokens: int) -> list[int]:
-    """How many tokens of each prompt are read now: half for the first, the rest in order, what is left for the first.
-
-    A chunk ends at a block border or the prompt's end, and is not small unless it ends the prompt.
-    """
-    grants = [0] * len(wants)
-    if not wants:
-        return grants
-    half = budget if len(wants) == 1 else max(budget // 2, limits.smallest_chunk_tokens)
-    head = _chunk_tokens(wants[0], half, limits, block_tokens)
-    left = budget - head
-    for index, want in enumerate(wants[1:], 1):
-        grants[index] = _chunk_tokens(want, left, limits, block_tokens)
-        left -= grants[index]
-    grants[0] = max(head, _chunk_tokens(wants[0], head + left, limits, block_tokens))
-    return grants
-
-
-def _chunk_tokens(want: Want, room: int, limits: PlanLimits, block_tokens: int) -> int:
-    tokens = max(0, min(want.unread, limits.chunk_tokens, room))
-    if tokens == want.unread:
-        return tokens
-    if tokens < limits.smallest_chunk_tokens:
-        return 0
-    aligned = tokens - (want.start + tokens) % block_tokens
-    return aligned if aligned > 0 else tokens
-
-
-def pack_forwards(chunks: Sequence[Chunk], forward_rows: int) -> list[list[Chunk]]:
-    """Chunks that are read together, each padded to the longest: as few forwards as keep the padding small."""
-    forwards: list[list[Chunk]] = []
-    longest = real = 0
-    for chunk in sorted(chunks, key=lambda chunk: -chunk.tokens):
-        forward = forwards[-1] if forwards else []
-        padding = (len(forward) + 1) * longest - real - chunk.tokens
-        if not forward or len(forward) >= forward_rows or padding > max(PADDED_TOKENS, PADDED_SHARE * real):
-            forwards.append([chunk])
-            longest, real = chunk.tokens, chunk.tokens
-        else:
-            forward.append(chunk)
-            real += chunk.tokens
-    return forwards
-
-
-def _last_writers(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Where a snapshot was given away again in the same step, only the chunk that has it now writes it."""
-    writers = {chunk.snapshot: chunk.row for chunk in chunks}
-    return [chunk if writers[chunk.snapshot] is chunk.row else chunk._replace(snapshot=-1) for chunk in chunks]
-
-
 class Planner:
     """Owns the line of waiting rows, those with a place, and their blocks.
 
@@ -158,6 +72,8 @@ class Planner:
         self._slots = list(range(limits.rows - 1, -1, -1)) if has_state else None
         self._line_is_sorted = True
         self._last_decode: list[Row] = []
+        self._last_joined: list[Row] = []
+        self._withheld_steps = 0
 
     def insert(self, row: Row) -> None:
         self._line_is_sorted &= not self.waiting or next(reversed(self.waiting.values())).rank < row.rank
@@ -185,6 +101,7 @@ class Planner:
         self._admit(plan)
         self._plan_reading(plan)
         self._plan_decoding(plan, paused)
+        self._last_joined = plan.joined
         return plan
 
     def settle(self, plan: StepPlan) -> None:
@@ -351,17 +268,30 @@ class Planner:
                 if block_hash is not None:
                     claimed.add(block_hash)
         chunks = [chunk for row, tokens in self._granted(able) if (chunk := self._read(row, tokens, plan)) is not None]
-        plan.forwards = pack_forwards(_last_writers(chunks), self._limits.forward_rows)
+        plan.forwards = pack_forwards(last_writers(chunks), self._limits.forward_rows)
 
     def _granted(self, able: list[Row]) -> list[tuple[Row, int]]:
         """The rows, by rank, with what each may read now; nothing for those that have read all."""
-        unread = [row for row in able if row.computed < row.prompt_target]
+        unread = self._without_withheld([row for row in able if row.computed < row.prompt_target])
         unread[1:] = sorted(unread[1:], key=lambda row: (row.rank[0], row.prompt_target - row.computed, row.arrival))
         decoded = sum(1 + len(row.drafts) for row in self.decoding)
         budget = max(self._limits.step_tokens - decoded, self._limits.smallest_chunk_tokens)
         wants = [Want(row.computed, self._chunk_end(row) - row.computed) for row in unread]
         shares = dict(zip(unread, share_budget(wants, budget, self._limits, self._pool.block_tokens), strict=True))
         return [(row, shares.get(row, 0)) for row in able]
+
+    def _without_withheld(self, unread: list[Row]) -> list[Row]:
+        """Those of the highest lane that waits for a first token, in the coming step or in the one that is running.
+
+        The others would make these steps longer. They wait for a few steps at most, and then read as always.
+        """
+        waiting = (*unread, *(row for row in self._last_joined if row.phase is Phase.DECODING))
+        highest = [row for row in unread if row.rank[0] == min(other.rank[0] for other in waiting)]
+        self._withheld_steps = self._withheld_steps + 1 if len(highest) < len(unread) else 0
+        if self._withheld_steps > MOST_WITHHELD_STEPS:
+            self._withheld_steps = 0
+            return unread
+        return highest
 
     def _chunk_end(self, row: Row) -> int:
         """How far the row may be read in one go: where state is kept, to its last block border first."""

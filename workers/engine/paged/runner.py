@@ -21,10 +21,11 @@ from workers.engine.drawing import BatchSampler, Masks
 from workers.engine.guided import Guide, GuideCompiler, GuideFailed
 from workers.engine.paged.blocks import NULL_BLOCK, BlockPool, root_hash
 from workers.engine.paged.cache import PagedModel
+from workers.engine.paged.chunks import PlanLimits
 from workers.engine.paged.draft_model import DraftModel, DraftPages
 from workers.engine.paged.drafts import accepted
 from workers.engine.paged.forwards import Batch, Flight, Forwards
-from workers.engine.paged.planner import PlanLimits, Planner, StepPlan
+from workers.engine.paged.planner import Planner, StepPlan
 from workers.engine.paged.prefix import PrefixCache, Snapshots
 from workers.engine.paged.rows import Row
 from workers.engine.paged.speculation import Speculation

@@ -8,7 +8,7 @@ from mlx_lm.generate import generate_step
 from workers.engine import LoadedModel, Prompt
 from workers.engine.paged.blocks import root_hash
 from workers.engine.paged.cache import PagedModel
-from workers.engine.paged.planner import PlanLimits
+from workers.engine.paged.chunks import PlanLimits
 from workers.engine.paged.runner import PagedRunner
 from workers.engine.sequence import Limits, Sequence
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from workers.engine.paged.blocks import NULL_BLOCK, BlockPool, root_hash
-from workers.engine.paged.planner import PlanLimits, Planner, StepPlan
+from workers.engine.paged.chunks import PlanLimits
+from workers.engine.paged.planner import Planner, StepPlan
 from workers.engine.paged.prefix import PrefixCache, Snapshots
 from workers.engine.paged.rows import Row
 from workers.engine.sequence import Limits, Prompt, SamplingParams, Sequence, StopRule

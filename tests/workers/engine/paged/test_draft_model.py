@@ -22,9 +22,9 @@ from tests.workers.engine.paged.driven_rows import Rows
 from workers.engine import Engine, LoadedModel, PagedOptions, Prompt, make_engine
 from workers.engine.guided import Grammar, GrammarKind, GuideCompiler
 from workers.engine.paged.cache import PagedModel
+from workers.engine.paged.chunks import PlanLimits
 from workers.engine.paged.draft_model import DraftPages
 from workers.engine.paged.drafts import MOST_DRAFTS, Source
-from workers.engine.paged.planner import PlanLimits
 from workers.engine.paged.rows import Row
 from workers.engine.paged.speculation import Cover, Speculation
 from workers.engine.paged.trust import Guesser

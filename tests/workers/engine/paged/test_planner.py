@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.workers.engine.paged.paper_device import VOCAB, PaperDevice, expected, row_of
 from workers.engine.paged.blocks import NULL_BLOCK
-from workers.engine.paged.planner import Chunk, PlanLimits, Want, pack_forwards, share_budget
+from workers.engine.paged.chunks import Chunk, PlanLimits, Want, pack_forwards, share_budget
 from workers.engine.paged.rows import Phase, Row
 
 LIMITS = PlanLimits(rows=8, step_tokens=512)
@@ -184,6 +185,33 @@ def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one() -> None:
     steps = steps_until_first_token(device, "long", "short")
     assert steps["short"] == 2  # one step reads and draws, the next reports
     assert steps["long"] >= 8
+
+
+def test_lower_lanes_read_nothing_while_a_higher_one_waits_for_its_first_token() -> None:
+    device = device_of()
+    device.add("low", ids_of(1, 4000), draws=2)
+    device.step()
+    device.add("high", ids_of(2, 100), draws=2, priority=1)
+    device.step()
+    assert (device.rows["low"].computed, device.rows["high"].computed) == (512, 100)
+    device.step()  # in which the high one's token is read
+    assert device.rows["low"].computed == 512
+    assert len(device.said["high"]) == 1
+    device.step()
+    assert device.rows["low"].computed == 1024
+
+
+def test_lower_lanes_wait_for_a_few_steps_at_most() -> None:
+    device = device_of(rows=64)
+    device.add("low", ids_of(1, 2000), draws=1)
+    device.step()
+    seen = [device.rows["low"].computed]
+    for number in range(20):  # a higher one comes with every step
+        device.add(f"high{number}", ids_of(10 + number, 100), draws=1, priority=1)
+        device.step()
+        seen.append(device.rows["low"].computed)
+    moves = [place for place, (before, after) in enumerate(pairwise(seen)) if after > before]
+    assert moves == [4, 9, 14, 19]
 
 
 def test_choices_of_one_prompt_read_it_once_to_its_last_token() -> None:

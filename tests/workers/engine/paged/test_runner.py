@@ -14,7 +14,7 @@ from tests.workers.engine.paged.driven_rows import Rows, Said, alone, ids
 from workers.engine import InvalidPrompt, LoadedModel, Prompt
 from workers.engine.engine import SequenceEngine
 from workers.engine.guided import Grammar, GrammarKind, GuideCompiler
-from workers.engine.paged.planner import PlanLimits
+from workers.engine.paged.chunks import PlanLimits
 from workers.engine.paged.store import PrefixStore
 
 import mlx.core as mx  # isort: skip
