@@ -22,6 +22,7 @@ from scheduler.settings import WorkerSettings
 from workers.engine import Chunk, Prompt
 from workers.engine_thread import EngineThread
 from workers.model_process import load_generator
+from workers.room import RowBounds
 
 submitted: dict[str, float] = {}
 produced: dict[str, list[float]] = defaultdict(list)
@@ -54,7 +55,8 @@ def main() -> None:
     configure_logs(settings.log_level, settings.log_format)
     sys.setswitchinterval(0.0005)
     load = partial(load_generator, settings)
-    code = uvloop.run(workers.model_process.serve(settings, load, rows=settings.max_sequences))
+    bounds = RowBounds(settings.max_sequences, settings.high_lane_rows)
+    code = uvloop.run(workers.model_process.serve(settings, load, bounds))
     Path(sys.argv[1]).write_text(json.dumps({"submitted": submitted, "produced": produced}))
     os._exit(code)
 

@@ -15,6 +15,7 @@ from scheduler.process import configure_logs, stop_event
 from scheduler.settings import WorkerSettings
 from workers.engine import LoadedEngine
 from workers.model_process import ModelProcess
+from workers.room import RowBounds
 
 
 async def serve(count: int, step_s: float) -> int:
@@ -25,7 +26,8 @@ async def serve(count: int, step_s: float) -> int:
     def load() -> LoadedEngine:
         return simulated_model(max_sequences=rows, step_s=step_s)
 
-    codes = await asyncio.gather(*(ModelProcess(settings, load, rows=rows).run(stop) for _ in range(count)))
+    bounds = RowBounds(rows, min(settings.high_lane_rows, rows - 1))
+    codes = await asyncio.gather(*(ModelProcess(settings, load, bounds).run(stop) for _ in range(count)))
     return max(codes)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from asyncpg import PostgresError
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from scheduler.errors import RecordUnavailable
 
@@ -44,6 +45,11 @@ def record_errors_raised() -> Iterator[None]:
         raise RecordUnavailable(str(error.orig)) from error
     except (SQLAlchemyError, PostgresError, OSError) as error:
         raise RecordUnavailable(str(error)) from error
+
+
+def insert_into(connection: AsyncConnection, table: type[Any]) -> Any:
+    """An INSERT that knows ON CONFLICT, in the connection's dialect."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:

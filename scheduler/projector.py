@@ -16,14 +16,14 @@ import orjson
 import structlog
 from redis.asyncio import Redis
 from sqlalchemy import Insert, bindparam, delete, insert, select, text, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from scheduler.database import record_errors
+from scheduler.database import insert_into, record_errors
 from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
 from scheduler.events import Event, EventType, decode_event, stream_position
 from scheduler.frames import START, Frame
+from scheduler.image_record import drop_images
 from scheduler.jobs import TERMINAL, IllegalMove, Job, JobState, apply, apply_after_loss
 from scheduler.outages import redis_errors
 from scheduler.queue import JobQueue, event_key
@@ -294,13 +294,8 @@ def _usage(ended: Iterable[Job]) -> list[dict[str, Any]]:
     ]
 
 
-def _insert_into(connection: AsyncConnection, table: type[Any]) -> Any:
-    """An INSERT that knows ON CONFLICT, in the connection's dialect."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
-
-
 def _upsert(connection: AsyncConnection, table: type[Any], key: list[str], keep: tuple[str, ...]) -> Insert:
-    statement = _insert_into(connection, table)
+    statement = insert_into(connection, table)
     columns = [column.name for column in table.__table__.columns if column.name not in keep]
     changed: Insert = statement.on_conflict_do_update(
         index_elements=key, set_={name: statement.excluded[name] for name in columns}
@@ -309,7 +304,7 @@ def _upsert(connection: AsyncConnection, table: type[Any], key: list[str], keep:
 
 
 def _add_usage(connection: AsyncConnection) -> Insert:
-    statement = _insert_into(connection, UsageRow)
+    statement = insert_into(connection, UsageRow)
     sums = ("jobs", "prompt_tokens", "cached_tokens", "output_tokens")
     added: Insert = statement.on_conflict_do_update(
         index_elements=["hour_ms", "tenant", "model"],
@@ -336,6 +331,7 @@ async def _write_results(connection: AsyncConnection, results: Sequence[Result])
         for result in results
     ]
     await connection.execute(statement, values, execution_options={"synchronize_session": None})
+    await drop_images(connection, [result.job.id for result in results if result.job.params.get("images")])
 
 
 def _decode(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> tuple[list[Event], list[Rejected]]:

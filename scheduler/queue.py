@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import orjson
@@ -22,7 +23,7 @@ from scheduler.frames import End, encode_end
 from scheduler.job_ids import shard_of
 from scheduler.jobs import TRANSITIONS, JobState, Lane
 from scheduler.outages import redis_errors
-from scheduler.requests import JobRequest, decode_images, encode_images
+from scheduler.requests import JobRequest, image_digest
 from scheduler.scripts import QueuePolicy, script_texts
 
 Client: TypeAlias = "Redis"
@@ -146,6 +147,7 @@ class JobQueue:
 
     def submit_args(self, job: NewJob) -> list[Any]:
         """The arguments of submit.lua, in its order."""
+        digests = [image_digest(image) for image in job.request.images]
         return [
             job.id,
             job.pool,
@@ -163,7 +165,8 @@ class JobQueue:
             job.budget,
             job.delay_ms,
             orjson.dumps(submitted_facts(job)),
-            encode_images(job.request.images),
+            " ".join(digests),
+            *dict(zip(digests, job.request.images, strict=True)).values(),
         ]
 
     async def claim(
@@ -171,7 +174,7 @@ class JobQueue:
     ) -> list[Claimed]:
         """Take jobs for up to `rows` sequences, the last `reserved` of them from the high lane only.
 
-        The same nonce gets the same answer again. Raises NoLease.
+        Images are for each job apart (job_images.py). The same nonce gets the same answer again. Raises NoLease.
         """
         async with redis_errors():
             answer = await self.run("claim", shard, worker, pool, rows, nonce, int(idle), reserved)
@@ -254,17 +257,10 @@ class JobQueue:
         return None if answer == b"unknown" else JobState(answer.decode())
 
     async def let_expire(self, job_ids: Sequence[str]) -> None:
-        """The record has these ended durable jobs: Redis may forget them after the usual time. Idempotent."""
-        policy = self.policy
-        async with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                shard = shard_of(job_id)
-                # NX is newer than Redis 6.2: a repeated call begins the time again
-                pipe.pexpire(shard_key(shard, f"t:{job_id}"), policy.log_ttl_ms)
-                pipe.pexpire(shard_key(shard, f"b:{job_id}"), policy.log_ttl_ms)
-                pipe.pexpire(shard_key(shard, f"i:{job_id}"), policy.log_ttl_ms)
-                pipe.pexpire(shard_key(shard, f"j:{job_id}"), policy.job_ttl_ms)
-            await pipe.execute()
+        """The record has these ended durable jobs: Redis may forget them after the usual time, which begins again."""
+        async with redis_errors():
+            for shard, ids in groupby(sorted(job_ids, key=shard_of), key=shard_of):
+                await self.run("let_expire", shard, *ids)
 
     async def body(self, job_id: str) -> JobRequest | None:
         """The request of a job without its images, while Redis still keeps it."""
@@ -371,13 +367,13 @@ def submitted_facts(job: NewJob) -> dict[str, Any]:
 
 
 def _claimed(entry: Sequence[Any]) -> Claimed:
-    job_id, token, generation, sequence, body, solo, submitted_ms, claimed_ms, attempt, lane, images = entry
+    job_id, token, generation, sequence, body, solo, submitted_ms, claimed_ms, attempt, lane = entry
     return Claimed(
         id=job_id.decode(),
         token=token.decode(),
         generation=int(generation),
         sequence=int(sequence),
-        request=replace(JobRequest.decode(body), images=decode_images(images)),
+        request=JobRequest.decode(body),
         solo=bool(solo),
         submitted_ms=int(submitted_ms),
         claimed_ms=int(claimed_ms),

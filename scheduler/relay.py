@@ -83,6 +83,9 @@ class Relay:
 
     async def _submit(self, job: NewJob) -> None:
         """Without its idempotency key: SQL has checked that one, and a job that SQL has accepted must run."""
+        job = await self._store.with_images(job)
+        if job.request.lacks_images:
+            return  # it has ended since it was looked for
         try:
             await self._queue.submit(replace(job, idempotency_key=""))
         except UnknownJob as error:

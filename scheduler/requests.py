@@ -6,6 +6,7 @@ One request may hold several prompts (`/v1/completions` takes arrays) and ask fo
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -143,14 +144,9 @@ class JobRequest:
         }
 
 
-def encode_images(images: tuple[bytes, ...]) -> bytes:
-    """A job's images as one value; empty where it has none."""
-    return bytes(msgpack.packb(images)) if images else b""
-
-
-def decode_images(data: bytes) -> tuple[bytes, ...]:
-    """The inverse of `encode_images`."""
-    return tuple(msgpack.unpackb(data, use_list=False)) if data else ()
+def image_digest(data: bytes) -> str:
+    """The name of an image's content among its tenant's: SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def field_values(record: Sampling | Stopping | JobRequest) -> dict[str, Any]:

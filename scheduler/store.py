@@ -16,6 +16,7 @@ from scheduler.database import record_errors
 from scheduler.errors import IdempotencyConflict
 from scheduler.frames import End as EndFrame
 from scheduler.frames import Frame, FrameId, decode_body, encode_chunks, encode_end
+from scheduler.image_record import images_of, keep_images
 from scheduler.jobs import TERMINAL, Job, JobState, Lane
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
@@ -89,7 +90,10 @@ class Store:
             )
 
     async def unrelayed(self, older_than_ms: int, limit: int = 100) -> list[NewJob]:
-        """Accepted jobs that the queue may not have: not relayed, and accepted before now - `older_than_ms`."""
+        """Accepted jobs that the queue may not have: not relayed, and accepted before now - `older_than_ms`.
+
+        Without their images, as all lists of jobs.
+        """
         query = (
             select(DurableJobRow.submission, DurableJobRow.body, DurableJobRow.accepted_ms)
             .where(DurableJobRow.relayed_ms.is_(None), DurableJobRow.ended_ms.is_(None))
@@ -114,6 +118,13 @@ class Store:
         """An accepted async job with its result, or None."""
         rows = await self._all(select(DurableJobRow.__table__).where(DurableJobRow.id == job_id))
         return durable_job_of_row(rows[0]) if rows else None
+
+    async def with_images(self, job: NewJob) -> NewJob:
+        """An accepted job with the images that it shows: all of them, unless it has ended meanwhile."""
+        if not job.request.lacks_images:
+            return job
+        async with record_errors(), self.engine.connect() as connection:
+            return replace(job, request=replace(job.request, images=await images_of(connection, job.id)))
 
     async def job(self, job_id: str) -> Job | None:
         """The record of one job, or None."""
@@ -166,7 +177,10 @@ class Store:
 
 
 async def insert_durable(connection: AsyncConnection, jobs: Sequence[NewJob]) -> None:
-    """Accept jobs in a transaction of the caller's; its commit is the promise. Raises IntegrityError for known ones."""
+    """Accept jobs in a transaction of the caller's; its commit is the promise. Raises IntegrityError for known ones.
+
+    Images are apart from the bodies, which many look at.
+    """
     now_ms = _now_ms()
     rows = [
         {
@@ -175,13 +189,14 @@ async def insert_durable(connection: AsyncConnection, jobs: Sequence[NewJob]) ->
             "idempotency_key": job.idempotency_key or None,
             "body_hash": job.body_hash,
             "submission": _submission(job),
-            "body": job.request.encode(),
+            "body": job.request.without_images().encode(),
             "accepted_ms": now_ms,
         }
         for job in jobs
     ]
     if rows:
         await connection.execute(insert(DurableJobRow), rows)
+    await keep_images(connection, ((job.id, job.tenant, job.request.images) for job in jobs))
 
 
 def durable_job_of_row(row: Any) -> DurableJob:

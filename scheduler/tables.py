@@ -130,6 +130,28 @@ class DurableJobRow(Table):
     result: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
+class JobImageRow(Table):
+    """An image that an async job shows, in order; the rows go when it has ended."""
+
+    __tablename__ = "job_images"
+
+    job_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(Text)
+
+
+class ImageRow(Table):
+    """An image of a tenant's async jobs, once; `uses` counts its rows of `job_images`, it goes with the last one."""
+
+    __tablename__ = "images"
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(Text, primary_key=True)
+    uses: Mapped[int]
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class TurnRow(Table):
     """The input of an async job that a client asked to keep, and the turn that it goes on from."""
 

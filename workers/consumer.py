@@ -13,6 +13,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -22,6 +23,7 @@ from scheduler.events import EventType
 from scheduler.frames import START, Frame
 from scheduler.frames import Chunk as FrameChunk
 from scheduler.job_ids import shard_of
+from scheduler.job_images import with_images
 from scheduler.jobs import Lane
 from scheduler.queue import Claimed, Heartbeat, JobQueue
 from scheduler.tokens import Emission, EmitCode, TokenLog
@@ -29,7 +31,7 @@ from workers.engine import Chunk, Fault, FinishReason, Grammar, GrammarKind, Pro
 from workers.engine_thread import EngineThread
 from workers.held import HeldJob
 from workers.insistence import insist
-from workers.room import claimable_rows
+from workers.room import Room, RowBounds, room
 from workers.use import Use
 
 log = structlog.get_logger()
@@ -45,17 +47,14 @@ CLAIM_POLL_S = 0.25
 
 
 class Consumer:
-    """Runs one pool's (model's) jobs, on the last `reserved_rows` the high lane's; belongs to the loop's thread."""
+    """Runs one pool's (model's) jobs, as many as the bounds allow; belongs to the loop's thread."""
 
-    def __init__(
-        self, queue: JobQueue, engine: EngineThread, pool: str, use: Use, *, rows: int, reserved_rows: int = 0
-    ) -> None:
+    def __init__(self, queue: JobQueue, engine: EngineThread, pool: str, use: Use, bounds: RowBounds) -> None:
         self._queue = queue
         self._tokens = TokenLog(queue)
         self._engine = engine
         self._pool = pool
-        self._rows = rows
-        self._reserved_rows = reserved_rows
+        self._bounds = bounds
         self._jobs: dict[str, HeldJob] = {}
         self._worker = ""
         self._nonce = ""
@@ -74,12 +73,13 @@ class Consumer:
         return list(self._jobs)
 
     @property
-    def free_rows(self) -> int:
-        """Sequences that may still be added to the batch; fewer while the engine's memory is short."""
+    def room(self) -> Room:
+        """What may still be added to the batch; less while the engine's memory is short or prompts wait there."""
         taken, stats = sum(len(job.unfinished) for job in tuple(self._jobs.values())), self._engine.stats
-        return claimable_rows(
-            self._rows - taken,
-            rows=min(taken, stats.running + stats.waiting + len(stats.prefilling)),
+        return room(
+            self._bounds,
+            taken=taken,
+            begun=stats.running + len(stats.prefilling),
             waiting=stats.waiting,
             used_blocks=stats.used_blocks,
             total_blocks=stats.total_blocks,
@@ -116,9 +116,9 @@ class Consumer:
         while self._claiming:
             self._wake.clear()
             async with self._claim_under_way:
-                if self._claiming and self._worker and not self._solo and self.free_rows > 0:
+                if self._claiming and self._worker and not self._solo and self.room.rows > 0:
                     await self._claim()
-            self._offered_rows = self.free_rows
+            self._offered_rows = self.room.rows
             try:
                 async with asyncio.timeout(CLAIM_POLL_S):
                     await self._wake.wait()
@@ -132,7 +132,7 @@ class Consumer:
             while not self._arrived.empty():
                 steps.append(self._arrived.get_nowait())
             await self._emit([chunk for step in steps for chunk in step])
-            if self.free_rows > self._offered_rows:
+            if self.room.rows > self._offered_rows:
                 self.wake()
             for _ in steps:
                 self._engine.taken()
@@ -155,12 +155,13 @@ class Consumer:
     async def _claim(self) -> None:
         self._nonce = self._nonce or uuid.uuid4().hex[:8]
         for shard in range(self._queue.shards):
+            free = self.room
             try:
                 claimed = await self._queue.claim(
                     self._worker,
                     self._pool,
-                    rows=self.free_rows,
-                    reserved=self._reserved_rows,
+                    rows=free.rows,
+                    reserved=free.reserved,
                     nonce=f"{self._nonce}{shard}",
                     idle=not self._jobs,
                     shard=shard,
@@ -181,10 +182,12 @@ class Consumer:
             return
         if known is not None:  # the queue had lost the first claim with its memory
             self._drop(known)
+        request = await insist(lambda: with_images(self._queue, claimed.id, claimed.request))
         frames: list[Frame] = []
         while claimed.sequence and (more := await self._read(claimed.id, frames)):
             frames += more
-        job = HeldJob(claimed, frames, time.monotonic(), run=f"{claimed.id}/{next(self._runs)}")
+        held = replace(claimed, request=request)
+        job = HeldJob(held, frames, time.monotonic(), run=f"{claimed.id}/{next(self._runs)}")
         self._jobs[job.id] = job
         self._use.began(len(self._jobs), claimed.request.keep_alive_s)
         self._solo = self._solo or claimed.solo

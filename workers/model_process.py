@@ -53,6 +53,7 @@ from workers.engine import (
 from workers.engine_thread import EngineThread
 from workers.lease import Lease
 from workers.pulse import Pulse
+from workers.room import RowBounds
 from workers.spawning import told_to_begin
 from workers.use import Use
 from workers.words import HOLDS, LOADING, MEMORY, REFUSED, say
@@ -76,9 +77,9 @@ UNBOUNDED_CONTEXT_TOKENS = 2**20
 
 
 class ModelProcess:
-    """Puts the parts together; lives from load to drain. `rows` of the engine that `load` makes are kept full."""
+    """Puts the parts together; lives from load to drain. `bounds` say how full the engine that `load` makes is kept."""
 
-    def __init__(self, settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int) -> None:
+    def __init__(self, settings: WorkerSettings, load: Callable[[], LoadedEngine], bounds: RowBounds) -> None:
         self._settings = settings
         self._name = served_name(settings)
         self._redis = command_client(settings.redis)
@@ -87,9 +88,8 @@ class ModelProcess:
         self._loop = asyncio.get_running_loop()
         self._failed = asyncio.Event()
         self._engine = EngineThread(load, on_chunks=self._on_chunks, on_failure=self._on_failure)
-        reserved = min(settings.high_lane_rows, rows - 1)
         use = Use(lambda jobs, keep_alive_s: say(HOLDS, (jobs, keep_alive_s)))
-        self._consumer = Consumer(self._queue, self._engine, self._name, use, rows=rows, reserved_rows=reserved)
+        self._consumer = Consumer(self._queue, self._engine, self._name, use, bounds)
         self._lease = Lease(
             settings,
             os.environ.get("FARM_WORKER_BASE") or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}",
@@ -291,20 +291,21 @@ def model_source(settings: WorkerSettings) -> str:
     return str(DEMO_FOLDER) if settings.model == "demo" else settings.model
 
 
-async def serve(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int) -> int:
+async def serve(settings: WorkerSettings, load: Callable[[], LoadedEngine], bounds: RowBounds) -> int:
     """Run one model process until a stop signal."""
     stop = stop_event()
     try:
-        return await ModelProcess(settings, load, rows=rows).run(stop)
+        return await ModelProcess(settings, load, bounds).run(stop)
     except ModelError as error:
         return refused(error)
 
 
-def run(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int) -> NoReturn:
-    """Logs, run, end."""
+def run(settings: WorkerSettings, load: Callable[[], LoadedEngine], *, rows: int, ahead: int | None = None) -> NoReturn:
+    """Logs, run, end. The worker holds up to `rows` sequences, `ahead` that have not begun (None: no such bound)."""
+    bounds = RowBounds(rows, min(settings.high_lane_rows, rows - 1), ahead)
     configure_logs(settings.log_level, settings.log_format)
     sys.setswitchinterval(0.0005)  # frames must not wait 5 ms for the engine's thread to let go of the interpreter
-    code = uvloop.run(serve(settings, load, rows=rows))
+    code = uvloop.run(serve(settings, load, bounds))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of MLX or a hung engine must not keep a stopped process alive

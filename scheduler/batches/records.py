@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Executable, Row, delete, func, insert, select, update
+from sqlalchemy import Executable, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ulid import ULID
 
@@ -15,6 +15,7 @@ from scheduler.batches.states import ACTIVE, CANCELLABLE, ENDED, BatchState, Cou
 from scheduler.database import record_errors
 from scheduler.errors import BatchMoved, UnknownBatch
 from scheduler.files import StoredFile, add_file, is_id
+from scheduler.image_record import drop_images
 from scheduler.jobs import JobState
 from scheduler.outbox import Webhook, add_webhook
 from scheduler.queue import NewJob
@@ -203,18 +204,20 @@ class Batches:
         """
         async with record_errors(), self._engine.begin() as connection:
             moved = await _move(connection, batch, counts=_counted(batch.counts, lines), usage=usage)
-            for line in lines:
-                await connection.execute(
-                    update(BatchLineRow)
-                    .where(BatchLineRow.batch_id == batch.id, BatchLineRow.line == line.number)
-                    .values(outcome=line.outcome, result=line.result)
-                )
-            ids = [line.job_id for line in lines]
+            await connection.execute(
+                update(BatchLineRow)
+                .where(BatchLineRow.batch_id == batch.id, BatchLineRow.line == bindparam("number"))
+                .values(outcome=bindparam("ended_as"), result=bindparam("content")),
+                [{"number": line.number, "ended_as": line.outcome, "content": line.result} for line in lines],
+                execution_options={"synchronize_session": None},
+            )
+            ids = [line.job_id for line in lines if line.job_id is not None]
             await connection.execute(
                 update(DurableJobRow)
                 .where(DurableJobRow.id.in_(ids))
                 .values(result=None, body=None, ended_ms=func.coalesce(DurableJobRow.ended_ms, _now_ms()))
             )
+            await drop_images(connection, ids)
         return moved
 
     async def end(

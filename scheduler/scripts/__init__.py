@@ -16,7 +16,7 @@ from scheduler.jobs import TRANSITIONS
 
 NAMES = (
     *("submit", "claim", "emit", "finish", "release", "cancel", "expire", "heartbeat", "reap", "listen"),
-    *("room", "place", "retry", "discard", "leave", "lose", "glance", "demand", "turn_away"),
+    *("room", "place", "retry", "discard", "leave", "lose", "glance", "demand", "turn_away", "let_expire"),
 )
 
 LIMIT_NAMES = ("admit", "settle")

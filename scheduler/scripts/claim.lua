@@ -5,7 +5,7 @@
 -- Idempotent by nonce.
 -- ARGV: worker pool rows nonce idle(0|1) reserved
 -- Returns a list of {id, token, generation, last sequence, body, solo(0|1), submitted ms,
--- claimed ms, attempt, lane asked for, images}; nil without a live lease.
+-- claimed ms, attempt, lane asked for}; nil without a live lease.
 local wid, pool, rows, nonce, idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
 local reserved = math.min(rows, tonumber(ARGV[6]))
 local t = now()
@@ -17,8 +17,7 @@ local out, taken, overdue = {}, {}, {}
 local function answer(id, solo)
   local j = S .. 'j:' .. id
   local h = redis.call('HMGET', j, 'tok', 'gen', 'enq', 'attempt', 'claimed', 'lane')
-  out[#out + 1] = {id, h[1], h[2], last_sequence(id), redis.call('GET', S .. 'b:' .. id) or '', solo, h[3], h[5], h[4], h[6],
-    redis.call('GET', S .. 'i:' .. id) or ''}
+  out[#out + 1] = {id, h[1], h[2], last_sequence(id), redis.call('GET', S .. 'b:' .. id) or '', solo, h[3], h[5], h[4], h[6]}
   taken[#taken + 1] = id
 end
 

@@ -3,8 +3,5 @@
 -- Returns ok | not_dead (or discarded before)
 local j = S .. 'j:' .. ARGV[1]
 if redis.call('ZREM', S .. 'dlq', ARGV[1]) == 0 then return 'not_dead' end
-redis.call('PEXPIRE', S .. 't:' .. ARGV[1], LOG_TTL_MS)
-redis.call('PEXPIRE', S .. 'b:' .. ARGV[1], LOG_TTL_MS)
-redis.call('PEXPIRE', S .. 'i:' .. ARGV[1], LOG_TTL_MS)
-redis.call('PEXPIRE', j, JOB_TTL_MS)
+let_expire(ARGV[1], j)
 return 'ok'

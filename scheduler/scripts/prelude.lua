@@ -6,8 +6,10 @@
 --   j:<id>                     HASH    state pool tenant lane cost rows enq ddl tok fence wid claimed attempt crashes
 --                                      gen out cancel rt q eid durable fin prompt budget retries left
 --   b:<id>                     STRING  body (msgpack of JobRequest, without its images)
---   i:<id>                     STRING  images (msgpack list of files) until the job is finished; as long as the body where
---                                      it ended in another way and may be run again
+--   i:<id>                     STRING  digests of the images that it shows, in order, until the job is finished; as long as
+--                                      the body where it ended in another way and may be run again
+--   img:<tenant>:<digest>      STRING  an image of the tenant's jobs, once, while one of them needs it
+--   uses:<tenant>:<digest>     ZSET    job id -> ms at which it lets go of the image (inf: as long as it may run)
 --   t:<id>                     STREAM  token log, explicit ids <generation>-<sequence>, field d; a generation is the ms of
 --                                      the claim that wrote it, sequences go on from one generation to the next
 --   q:<pool>:<lane>:<tenant>   STREAM  backlog with group `w`, one entry per job (waiting, or pending with its worker): j id
@@ -203,6 +205,35 @@ local function note_used(budget, id, j, t, data)
   redis.call('ZADD', S .. 'used', t, id .. ' ' .. int(input) .. ' ' .. int(output) .. ' ' .. budget)
 end
 
+-- Keep what a job shows up to a time in ms ('+inf': for as long as it may run), or let go of it (nil). An image goes with
+-- the last job that needs it.
+local function hold_images(id, j, until_ms)
+  local digests = redis.call('GET', S .. 'i:' .. id)
+  if not digests then return end
+  local tenant, t = redis.call('HGET', j, 'tenant'), int(now())
+  for digest in string.gmatch(digests, '%x+') do
+    local image, uses = S .. 'img:' .. tenant .. ':' .. digest, S .. 'uses:' .. tenant .. ':' .. digest
+    if until_ms then redis.call('ZADD', uses, until_ms, id) else redis.call('ZREM', uses, id) end
+    redis.call('ZREMRANGEBYSCORE', uses, '-inf', '(' .. t)
+    local last = redis.call('ZREVRANGE', uses, 0, 0, 'WITHSCORES')
+    if not last[1] then
+      redis.call('UNLINK', image)
+    else
+      for _, key in ipairs({image, uses}) do
+        if last[2] == 'inf' then redis.call('PERSIST', key) else redis.call('PEXPIREAT', key, last[2]) end
+      end
+    end
+  end
+  if not until_ms then redis.call('UNLINK', S .. 'i:' .. id) end
+end
+
+-- What is kept of an ended job goes after the usual times.
+local function let_expire(id, j)
+  hold_images(id, j, int(now() + LOG_TTL_MS))
+  for _, kept in ipairs({'t:', 'b:', 'i:'}) do redis.call('PEXPIRE', S .. kept .. id, LOG_TTL_MS) end
+  redis.call('PEXPIRE', j, JOB_TTL_MS)
+end
+
 -- The common tail of every terminal transition: event, terminal frame, all places left, retention set.
 local function finish(event, state, id, j, t, data, frame)
   local r = redis.call('HMGET', j, 'wid', 'tenant', 'rt', 'gen', 'durable', 'pool', 'cost', 'budget')
@@ -223,16 +254,13 @@ local function finish(event, state, id, j, t, data, frame)
   if r[8] and r[8] ~= '' then note_used(r[8], id, j, t, data) end
   redis.call('ZREM', S .. 'ddl', id)
   redis.call('ZREM', S .. 'due', id)
-  if state == 'finished' then redis.call('UNLINK', S .. 'i:' .. id) end
+  if state == 'finished' then hold_images(id, j, nil) end
   redis.call('HINCRBY', S .. 'cnt', 'T:' .. r[2], -tonumber(r[7]))
   if redis.call('HINCRBY', S .. 'cnt', 't:' .. r[2], -1) <= 0 then redis.call('HDEL', S .. 'cnt', 't:' .. r[2], 'T:' .. r[2]) end
   if state == 'dead' then
     redis.call('ZADD', S .. 'dlq', t, id)
   elseif r[5] ~= '1' then -- a durable job's log stays until the projector has stored its result
-    redis.call('PEXPIRE', S .. 't:' .. id, LOG_TTL_MS)
-    redis.call('PEXPIRE', S .. 'b:' .. id, LOG_TTL_MS)
-    redis.call('PEXPIRE', S .. 'i:' .. id, LOG_TTL_MS)
-    redis.call('PEXPIRE', j, JOB_TTL_MS)
+    let_expire(id, j)
   end
 end
 

@@ -1,9 +1,9 @@
 -- Accept a job whole or refuse it whole. Idempotent by job id and by idempotency key.
 -- ARGV: id pool tenant lane cost rows deadline_in_ms node idem_key body_hash body durable
---       prompt_tokens budget delay_ms(0: at once) event_json images
+--       prompt_tokens budget delay_ms(0: at once) event_json digests(of its images, in order) image...(each one once)
 -- Returns {'ok'|'dup'|'conflict', id} or {'full', name of the bound, what is there of it, drained per second}
 local id, pool, tenant, lane, cost, rows, ddl, node, idem, hash, body, durable = unpack(ARGV, 1, 12)
-local prompt, budget, wait, data, images = ARGV[13], ARGV[14], tonumber(ARGV[15]), ARGV[16], ARGV[17]
+local prompt, budget, wait, data, digests = ARGV[13], ARGV[14], tonumber(ARGV[15]), ARGV[16], ARGV[17]
 local event = wait > 0 and 'scheduled' or 'submitted'
 local j = S .. 'j:' .. id
 local known = redis.call('HGET', j, 'state')
@@ -26,7 +26,17 @@ redis.call('HSET', j, 'pool', pool, 'tenant', tenant, 'lane', lane, 'cost', cost
   'enq', int(t), 'attempt', 0, 'crashes', 0, 'gen', 1, 'out', 0, 'rt', node, 'cancel', '', 'fence', 0, 'durable', durable,
   'prompt', prompt, 'budget', budget)
 redis.call('SET', S .. 'b:' .. id, body)
-if images ~= '' then redis.call('SET', S .. 'i:' .. id, images) end
+if digests ~= '' then
+  local file, stored = 17, {}
+  for digest in string.gmatch(digests, '%x+') do
+    if not stored[digest] then
+      file, stored[digest] = file + 1, true
+      redis.call('SET', S .. 'img:' .. tenant .. ':' .. digest, ARGV[file])
+    end
+  end
+  redis.call('SET', S .. 'i:' .. id, digests)
+  hold_images(id, j, '+inf')
+end
 if idem ~= '' then redis.call('SET', ik, id .. ' ' .. hash, 'PX', IDEMPOTENCY_TTL_MS) end
 if tonumber(ddl) > 0 then
   redis.call('HSET', j, 'ddl', int(t + tonumber(ddl)))

@@ -20,6 +20,7 @@ from api.node import Node
 from scheduler.events import EventType
 from scheduler.frames import Chunk, FrameId
 from scheduler.image_tokens import ImageRule
+from scheduler.job_images import with_images
 from scheduler.models import CARD_TTL_S, ModelCard, ModelCatalog, tokenizer_hash
 from scheduler.queue import Claimed, JobQueue
 from scheduler.requests import JobRequest
@@ -173,7 +174,7 @@ class ScriptedWorker:
                 renewed_s = loop.time()
             nonce = uuid.uuid4().hex[:8]
             for job in await self.queue.claim(self.name, MODEL, rows=64, nonce=nonce, idle=True):
-                self.requests.append(job.request)
+                self.requests.append(await with_images(self.queue, job.id, job.request))
                 self.claimed.append(job.id)
                 task = asyncio.create_task(self._play(job, self.script))
                 self._tasks.add(task)

@@ -18,6 +18,7 @@ from tests.scheduler.builders import POOL, Farm
 from workers.consumer import Consumer
 from workers.engine import load_engine
 from workers.engine_thread import EngineThread
+from workers.room import RowBounds
 from workers.use import Use
 
 DEMO = str(Path(workers.demo.__file__).parent)
@@ -31,7 +32,7 @@ async def idle(redis: Redis) -> AsyncIterator[tuple[Farm, Consumer]]:
         lambda: load_engine(DEMO, max_sequences=4), on_chunks=lambda chunks: None, on_failure=lambda error: None
     )
     await asyncio.to_thread(engine.start)
-    consumer = Consumer(farm.queue, engine, POOL, Use(lambda jobs, keep_alive_s: None), rows=4)
+    consumer = Consumer(farm.queue, engine, POOL, Use(lambda jobs, keep_alive_s: None), RowBounds(4))
     await farm.queue.heartbeat("w1", [], register=True, shard=1)
     consumer.begin_lease(await farm.worker())
     yield farm, consumer
@@ -70,3 +71,24 @@ async def test_nothing_of_another_shard_runs_beside_a_suspect(idle: tuple[Farm, 
     snapshot = await farm.queue.snapshot(other)
     assert snapshot is not None
     assert snapshot["attempt"] == "0"
+
+
+async def test_a_worker_leaves_to_others_what_its_engine_cannot_begin_soon(redis: Redis) -> None:
+    farm = Farm(redis)
+    engine = EngineThread(
+        lambda: load_engine(DEMO, max_sequences=4), on_chunks=lambda chunks: None, on_failure=lambda error: None
+    )  # not started: it begins nothing
+    bounds = RowBounds(4, reserved=1, ahead=2)
+    consumer = Consumer(farm.queue, engine, POOL, Use(lambda jobs, keep_alive_s: None), bounds)
+    consumer.begin_lease(await farm.worker())
+    job_ids = [await farm.submit() for _ in range(4)]
+    claiming = asyncio.create_task(consumer.claim_loop())
+
+    async def taken() -> bool:
+        return len(consumer.held) >= 2
+
+    await until(taken)
+    await consumer.drain(0)
+    await claiming
+    attempts = [(await farm.queue.snapshot(job_id) or {})["attempt"] for job_id in job_ids]
+    assert attempts == ["1", "1", "0", "0"]

@@ -19,6 +19,7 @@ from tests.scheduler.builders import POOL, Farm, make_request
 from workers.consumer import Consumer
 from workers.engine import Chunk, EngineBackend, load_engine
 from workers.engine_thread import EngineThread
+from workers.room import RowBounds
 from workers.use import Use
 
 DEMO = Path(workers.demo.__file__).parent
@@ -53,7 +54,7 @@ async def running(redis: Redis, sick_model: Path) -> AsyncIterator[tuple[Farm, C
         on_failure=lambda error: None,
     )
     await asyncio.to_thread(engine.start)
-    consumer = Consumer(farm.queue, engine, POOL, Use(lambda jobs, keep_alive_s: None), rows=2)
+    consumer = Consumer(farm.queue, engine, POOL, Use(lambda jobs, keep_alive_s: None), RowBounds(2))
     consumer.begin_lease(await farm.worker())
     tasks = [asyncio.create_task(consumer.claim_loop()), asyncio.create_task(consumer.emit_loop())]
     yield farm, consumer
