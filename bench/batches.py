@@ -28,6 +28,10 @@ from workers.spawning import LINUX_ENVIRONMENT
 
 ROLES = {"worker": ["workers"], "scheduler": ["scheduler"], "api": ["api"], "batches": ["api.batches"]}
 LOOK_EVERY_S = 0.1
+WEIGH_EVERY_S = 1.0
+"""Looking for the children of processes costs the machine some time."""
+WARM_S = 3.0
+"""Until the rows are full and the first lines are counted."""
 
 
 def write_requests(path: Path, lines: int) -> None:
@@ -61,7 +65,7 @@ async def watch_memory(processes: dict[str, FarmProcess], peaks_mb: dict[str, fl
     while True:
         for name, process in processes.items():
             peaks_mb[name] = max(peaks_mb[name], process.rss_mb)
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(WEIGH_EVERY_S)
 
 
 async def deepest(queue: JobQueue, seconds: float) -> tuple[int, int]:
@@ -102,10 +106,13 @@ async def measure(folder: Path, redis_url: str, lines: int, seconds: float, wind
             batch_id = await accept(client, path)
             accepted_s = time.monotonic() - began_s
             redis = command_client(redis_url)
+            await asyncio.sleep(WARM_S)
+            used_s = {name: process.cpu_s for name, process in processes.items()}
             before, began_s = await answered_lines(client, batch_id), time.monotonic()
             most, looks = await deepest(JobQueue(redis), seconds)
             answered = await answered_lines(client, batch_id) - before
             per_s = answered / (time.monotonic() - began_s)
+            used_s = {name: process.cpu_s - used_s[name] for name, process in processes.items()}
             await redis.aclose()
         watching.cancel()
         extra_mb = {name: peaks_mb[name] - before_mb[name] for name in watched}
@@ -115,9 +122,11 @@ async def measure(folder: Path, redis_url: str, lines: int, seconds: float, wind
     print(f"extra memory                                   {sum(extra_mb.values()):.0f} MB ({each})")
     print(f"most jobs waiting in the low lane              {most} (in {looks} looks over {seconds:.0f} s)")
     alone_per_s = engine_alone(path, seconds)
-    print(f"answered meanwhile                             {answered} ({per_s:.0f} lines/s)")
+    print(f"answered meanwhile                             {answered} ({per_s:.1f} lines/s)")
+    spent = ", ".join(f"{name} {1000 * cpu_s / max(1, answered):.1f}" for name, cpu_s in used_s.items())
+    print(f"processor time, ms a line                      {spent}")
     ratio = f"the farm: {per_s / alone_per_s:.2f} of that"
-    print(f"the engine alone                               {alone_per_s:.0f} lines/s; {ratio}")
+    print(f"the engine alone                               {alone_per_s:.1f} lines/s; {ratio}")
 
 
 def main() -> None:

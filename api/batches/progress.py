@@ -25,6 +25,7 @@ from scheduler.settings import BatchSettings
 log = structlog.get_logger()
 
 TAKEN_AT_ONCE = 64
+TAKEN_BYTES = 16 * 2**20
 SETTLED_AT_ONCE = 64
 
 
@@ -100,7 +101,7 @@ class Progress:
         lines: list[Line] = []
         jobs: list[NewJob] = []
         offset = batch.next_offset
-        raw_lines = await asyncio.to_thread(take_lines, path, offset, count, limit_bytes)
+        raw_lines = await asyncio.to_thread(take_lines, path, offset, count, limit_bytes, most_bytes=TAKEN_BYTES)
         for number, raw_line in enumerate(raw_lines, batch.counts.taken + 1):
             request = form.read(raw_line.raw, batch.endpoint)
             try:

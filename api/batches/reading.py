@@ -66,9 +66,14 @@ def raw_lines(path: Path, offset: int, limit_bytes: int) -> Iterator[RawLine]:
                 yield RawLine(number, raw, file.tell())
 
 
-def take_lines(path: Path, offset: int, count: int, limit_bytes: int) -> list[RawLine]:
-    """The next lines."""
-    return [line for _, line in zip(range(count), raw_lines(path, offset, limit_bytes), strict=False)]
+def take_lines(path: Path, offset: int, count: int, limit_bytes: int, *, most_bytes: int) -> list[RawLine]:
+    """The next lines, no more than `count` of them, and none behind the first `most_bytes`: lines may hold images."""
+    lines: list[RawLine] = []
+    for line in raw_lines(path, offset, limit_bytes):
+        lines.append(line)
+        if len(lines) == count or line.end - offset >= most_bytes:
+            break
+    return lines
 
 
 def validate(path: Path, form: BatchFormat, endpoint: str, *, max_requests: int, line_limit_bytes: int) -> Validation:

@@ -50,14 +50,18 @@ def test_any_line_is_a_request_or_has_a_named_fault(raw: bytes) -> None:
     assert all(faults)
 
 
-@given(st.lists(lines, max_size=12), st.integers(1, 5))
-def test_reading_on_from_an_offset_gives_the_lines_of_one_reading(content: list[bytes], at_once: int) -> None:
+@given(st.lists(lines, max_size=12), st.integers(1, 5), st.integers(1, 60))
+def test_reading_on_from_an_offset_gives_the_lines_of_one_reading(
+    content: list[bytes], at_once: int, most_bytes: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = file_of(folder, content)
         whole = [line.raw for line in raw_lines(path, 0, 1000)]
         parts: list[bytes] = []
         offset = 0
-        while part := take_lines(path, offset, at_once, 1000):
+        while part := take_lines(path, offset, at_once, 1000, most_bytes=most_bytes):
+            assert len(part) <= at_once
+            assert all(line.end - offset < most_bytes for line in part[:-1])
             parts += [line.raw for line in part]
             offset = part[-1].end
         assert parts == whole
