@@ -20,15 +20,31 @@ CONTEXT_TOKENS = 4096
 QWEN_MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 GEMMA_MARKS = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
 GEMMA_IMAGES = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+IDEFICS_MARKS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>"),
+    *("<fake_token_around_image>", "<image>", "<global-img>"),
+)
 MARKS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), (*QWEN_MARKS, "<|video_pad|>")),
     "gemma3": (*GEMMA_MARKS, *GEMMA_IMAGES.values()),
+    **dict.fromkeys(("pixtral", "mistral3"), ("<unk>", "<s>", "</s>", "[INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")),
+    **dict.fromkeys(("idefics3", "smolvlm"), IDEFICS_MARKS),
 }
+IMAGE_MARKS = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>"),
+    "gemma3": "<start_of_image>",
+    **dict.fromkeys(("pixtral", "mistral3"), "[IMG]"),
+    **dict.fromkeys(("idefics3", "smolvlm"), "<image>"),
+}
+"""What a template writes for an image."""
 
-QWEN_TEMPLATE = """{%- for message in messages -%}
+ENDS = {"gemma3": "<eos>", "pixtral": "</s>", "mistral3": "</s>"}
+"""Of an answer, where it is no `<|im_end|>`."""
+
+TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}
-{%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}
+{%- if part.type == 'image' %}IMAGE_MARK{% else %}{{ part.text }}{% endif %}
 {%- endfor %}{% endif %}<|im_end|>
 {% endfor -%}
 {%- if add_generation_prompt -%}<|im_start|>assistant
@@ -47,6 +63,16 @@ _TEXT: dict[str, Any] = {
     **{"num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": CONTEXT_TOKENS},
 }
 _MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3]}
+_EYE: dict[str, Any] = {
+    **{"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "patch_size": 14}
+}
+_PROCESSOR_CONFIGS: dict[str, dict[str, Any]] = {
+    "gemma3": {"image_seq_length": 4},
+    "pixtral": {"patch_size": 14},
+    "mistral3": {"patch_size": 14, "spatial_merge_size": 2},
+    "idefics3": {"image_seq_len": 4},
+    "smolvlm": {"image_seq_len": 4},
+}
 _QWEN_EYE: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 14, "temporal_patch_size": 2, "in_channels": 3}
 
 
@@ -65,9 +91,9 @@ def write_vision_model(folder: Path, kind: str, *, seed: int = 7) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(folder / "config.json", config)
     _write(folder / "preprocessor_config.json", _processor(kind))
-    _write(folder / "processor_config.json", {"image_seq_length": 4} if kind == "gemma3" else {})
+    _write(folder / "processor_config.json", _PROCESSOR_CONFIGS.get(kind, {}))
     _write(folder / "tokenizer_config.json", _tokenizer_config(kind))
-    template = GEMMA_TEMPLATE if kind == "gemma3" else QWEN_TEMPLATE
+    template = GEMMA_TEMPLATE if kind == "gemma3" else TEMPLATE.replace("IMAGE_MARK", IMAGE_MARKS[kind])
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
 
@@ -88,7 +114,7 @@ def _tokenizer_config(kind: str) -> dict[str, Any]:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if kind == "gemma3":
         return config | {"eos_token": "<eos>", "bos_token": "<bos>", "extra_special_tokens": GEMMA_IMAGES}
-    return config | {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    return config | {"eos_token": ENDS.get(kind, "<|im_end|>"), "pad_token": MARKS[kind][0]}
 
 
 def _processor(kind: str) -> dict[str, Any]:
@@ -97,6 +123,12 @@ def _processor(kind: str) -> dict[str, Any]:
             **{"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 56, "width": 56}, "do_resize": True},
             **{"do_rescale": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
         }
+    if kind in ("pixtral", "mistral3"):
+        return {"image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": 112}, "patch_size": 14}
+    if kind in ("idefics3", "smolvlm"):
+        name = "Idefics3" if kind == "idefics3" else "SmolVLM"
+        sizes = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
+        return {"image_processor_type": f"{name}ImageProcessor", **sizes, "do_image_splitting": True}
     patch = 16 if kind == "qwen3_vl" else 14
     return {
         "patch_size": patch,
@@ -107,21 +139,45 @@ def _processor(kind: str) -> dict[str, Any]:
 
 
 def _config(kind: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    make = {"gemma3": _gemma, "pixtral": _pixtral, "mistral3": _pixtral, "idefics3": _idefics, "smolvlm": _idefics}
+    return make.get(kind, _qwen)(kind, tokenizer)
+
+
+def _gemma(kind: str, tokenizer: Tokenizer) -> dict[str, Any]:
     size, token = tokenizer.get_vocab_size(), tokenizer.token_to_id
-    if kind == "gemma3":
-        text = {**_TEXT, "num_hidden_layers": 3, "head_dim": 16, "sliding_window_pattern": 2, "sliding_window": 16}
-        eye: dict[str, Any] = {
-            "num_hidden_layers": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_attention_heads": 2,
-        }
-        return {
-            **{"model_type": "gemma3", "vocab_size": size, "hidden_size": 64, "eos_token_id": token("<eos>")},
-            **{"image_token_index": token("<image_soft_token>"), "pad_token_id": token("<pad>")},
-            "text_config": {**text, "model_type": "gemma3_text", "vocab_size": size, "mm_tokens_per_image": 4},
-            "vision_config": {**eye, "model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14},
-        }
+    text = {**_TEXT, "num_hidden_layers": 3, "head_dim": 16, "sliding_window_pattern": 2, "sliding_window": 16}
+    return {
+        **{"model_type": kind, "vocab_size": size, "hidden_size": 64, "eos_token_id": token("<eos>")},
+        **{"image_token_index": token("<image_soft_token>"), "pad_token_id": token("<pad>")},
+        "text_config": {**text, "model_type": "gemma3_text", "vocab_size": size, "mm_tokens_per_image": 4},
+        "vision_config": {**_EYE, "model_type": "siglip_vision_model", "image_size": 56},
+    }
+
+
+def _pixtral(kind: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    size, token = tokenizer.get_vocab_size(), tokenizer.token_to_id
+    text = {**_TEXT, "model_type": "mistral", "vocab_size": size, "head_dim": 16, "rope_theta": 10000.0}
+    return {
+        **{"model_type": kind, "vocab_size": size, "eos_token_id": token("</s>"), "image_token_index": token("[IMG]")},
+        **({"spatial_merge_size": 2} if kind == "mistral3" else {}),
+        "text_config": text,
+        "vision_config": {**_EYE, "model_type": "pixtral", "image_size": 112, "head_dim": 16},
+    }
+
+
+def _idefics(kind: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    size, token = tokenizer.get_vocab_size(), tokenizer.token_to_id
+    return {
+        **{"model_type": kind, "vocab_size": size, "eos_token_id": token("<|im_end|>"), "scale_factor": 2},
+        "image_token_id": token("<image>"),
+        "text_config": {**_TEXT, "model_type": "llama", "vocab_size": size, "rope_theta": 10000.0},
+        "vision_config": {**_EYE, "model_type": "siglip_vision_model", "image_size": 56},
+    }
+
+
+def _qwen(kind: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    size, token = tokenizer.get_vocab_size(), tokenizer.token_to_id
+    eye: dict[str, Any]
     marks = {
         **{"image_token_id": token("<|image_pad|>"), "video_token_id": token("<|video_pad|>")},
         **{"vision_start_token_id": token("<|vision_start|>"), "vision_end_token_id": token("<|vision_end|>")},

@@ -85,7 +85,8 @@ Task = Annotated[
     typer.Option("--task", help="generate, embed or rerank.", show_default="what the model's files say"),
 ]
 MaxSequences = Annotated[
-    int | None, typer.Option("--max-sequences", help="Rows of the decoding batch.", show_default="32")
+    int | None,
+    typer.Option("--max-sequences", help="Rows of the decoding batch.", show_default="32; 8 of a model that sees"),
 ]
 KvBits = Annotated[
     int | None,

@@ -93,12 +93,11 @@ class PromptFormat:
         rule = self.card.images
         if rule is None:
             return text, self.encode(text, add_special_tokens=False)
-        counts = [rule.tokens_of(*size) for size in sizes]
-        written = rule.written(text, counts)
+        written = rule.written(text, sizes)
         if written is None:
             raise ImagesMisplaced(len(sizes), rule.marker)
         ids = self.encode(written, add_special_tokens=False)
-        if ids.count(rule.token_id) != sum(counts):
+        if ids.count(rule.token_id) != sum(rule.tokens_of(*size) for size in sizes):
             raise ImagesMisplaced(len(sizes), rule.token)
         return written, ids
 

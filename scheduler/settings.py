@@ -264,7 +264,7 @@ class WorkerSettings(FarmSettings):
     draft_model: str = Field(
         "", description="A smaller model with the same tokens that guesses ahead: a folder or a Hugging Face id."
     )
-    max_sequences: int = Field(32, ge=1, description="Rows of the decoding batch.")
+    max_sequences: int = Field(32, ge=1, description="Rows of the decoding batch; unset, and the model sees: 8.")
     task: Literal["auto", "generate", "embed", "rerank"] = Field(
         "auto", description="What the model is for; auto: what its files say."
     )
@@ -289,6 +289,10 @@ class WorkerSettings(FarmSettings):
     progress_limit_s: float = Field(
         120.0, gt=0, description="No engine step for this long while work is there: killed."
     )
+
+    def sequences_or(self, default: int) -> int:
+        """`max_sequences` where somebody has set it."""
+        return self.max_sequences if "max_sequences" in self.model_fields_set else default
 
     @property
     def high_lane_rows(self) -> int:

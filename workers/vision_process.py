@@ -11,7 +11,10 @@ from functools import partial
 
 from workers.engine import UnsupportedModel
 from workers.model_process import VISION_PROCESS, model_source, refused, run, settled
-from workers.vision import load_seeing
+from workers.vision import DECODED_AHEAD, load_seeing
+
+ROWS = 8
+"""Where nobody says how many: their prompts, images among them, are long and read one after the other."""
 
 
 def main() -> None:
@@ -20,8 +23,9 @@ def main() -> None:
     if settings.adapters or settings.draft_model or settings.kv_bits or settings.engine != "auto":
         reason = "no adapters, draft model, KV bits or choice of an engine for a model that sees"
         sys.exit(refused(UnsupportedModel(f"{settings.model}: {reason}; FARM_VISION=false serves it for text alone")))
-    load = partial(load_seeing, model_source(settings), max_sequences=settings.max_sequences)
-    run(settings, load, rows=settings.max_sequences)
+    rows = settings.sequences_or(ROWS)
+    load = partial(load_seeing, model_source(settings), max_sequences=rows)
+    run(settings, load, rows=rows, ahead=DECODED_AHEAD)  # the others wait where another worker can take them
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ class Task(StrEnum):
 ENCODERS: Final = frozenset({"bert", "xlm-roberta", "modernbert", "llama_bidirec"})
 """Architectures that generate nothing."""
 
-SEEING: Final = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"})
+SEEING: Final = frozenset(
+    {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "pixtral", "mistral3", "idefics3", "smolvlm"}
+)
 """Architectures whose images we know how to count (workers/vision)."""
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")

@@ -5,5 +5,6 @@
 
 import workers.engine  # noqa: F401 - see above
 from workers.vision.loading import load_seeing
+from workers.vision.runner import DECODED_AHEAD
 
-__all__ = ["load_seeing"]
+__all__ = ["DECODED_AHEAD", "load_seeing"]

@@ -14,9 +14,13 @@ from typing import Any, Final
 import mlx.core as mx
 from mlx_lm.utils import dequantize_model, load_tokenizer
 from mlx_vlm.models.gemma3.processing_gemma3 import Gemma3Processor
+from mlx_vlm.models.idefics3.processing_idefics3 import Idefics3Processor
+from mlx_vlm.models.mistral3.processing_mistral3 import Mistral3Processor
+from mlx_vlm.models.pixtral.processing_pixtral import PixtralProcessor
 from mlx_vlm.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from mlx_vlm.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from mlx_vlm.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from mlx_vlm.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 from mlx_vlm.utils import load_model as load_with_mlx_vlm
 from PIL import Image
 
@@ -40,7 +44,14 @@ PROCESSORS: Final[Mapping[str, Any]] = {
     "qwen2_5_vl": Qwen2_5_VLProcessor,
     "qwen3_vl": Qwen3VLProcessor,
     "gemma3": Gemma3Processor,
+    "pixtral": PixtralProcessor,
+    "mistral3": Mistral3Processor,
+    "idefics3": Idefics3Processor,
+    "smolvlm": SmolVLMProcessor,
 }
+
+ALONE: Final = frozenset({"ministral3", "mistral4"})
+"""Networks for text (in `text_config`) that scale a whole batch by the place of its first row: one row at a time."""
 
 
 def load_seeing(model: str, *, max_sequences: int, step_tokens: int | None = None) -> LoadedEngine:
@@ -69,10 +80,11 @@ def load_seeing(model: str, *, max_sequences: int, step_tokens: int | None = Non
         loaded = _described(folder, config, seeing, parameters)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UnsupportedModel(f"mlx-vlm cannot load {folder} ({kind}): {error}") from error
+    alone = config.get("text_config", {}).get("model_type") in ALONE
     runner = VisionRunner(
         seeing,
         vocab_size=loaded.info.vocab_size,
-        capacity=max_sequences,
+        capacity=1 if alone else max_sequences,
         step_tokens=step_tokens or STEP_TOKENS[installed],
     )
     engine = SequenceEngine(
@@ -118,16 +130,53 @@ def _gemma_rule(processor: Any) -> ImageRule:
     )
 
 
+def _pixtral_rule(processor: Any) -> ImageRule:
+    size = processor.image_processor.size
+    return ImageRule(
+        marker=processor.image_token,
+        token=processor.image_token,
+        token_id=processor.image_token_id,
+        after=processor.image_end_token,
+        cell_pixels=processor.patch_size * processor.spatial_merge_size,
+        max_side=size["longest_edge"],
+        row_break=processor.image_break_token,
+    )
+
+
+def _idefics_rule(processor: Any) -> ImageRule:
+    sizes = processor.image_processor
+    tile = int(sizes.max_image_size["longest_edge"])
+    return ImageRule(
+        marker=processor.image_token,
+        token=processor.image_token,
+        token_id=processor.image_token_id,
+        before=processor.fake_image_token,
+        after=processor.fake_image_token,
+        tokens=processor.image_seq_len,
+        tile_pixels=tile,
+        max_side=int(sizes.size["longest_edge"]) if sizes.do_image_splitting else tile,
+        whole_mark="<global-img>",
+    )
+
+
+_RULES: Final[Mapping[str, Callable[[Any], ImageRule]]] = {
+    "gemma3": _gemma_rule,
+    "pixtral": _pixtral_rule,
+    "mistral3": _pixtral_rule,
+    "idefics3": _idefics_rule,
+    "smolvlm": _idefics_rule,
+}
+
+
 def _rule(kind: str, processor: Any) -> ImageRule:
-    rules: Mapping[str, Callable[[Any], ImageRule]] = {"gemma3": _gemma_rule}
-    return rules.get(kind, _qwen_rule)(processor)
+    return _RULES.get(kind, _qwen_rule)(processor)
 
 
 def try_rule(seeing: Seeing, sizes: Sequence[tuple[int, int]] = TRIED_SIZES) -> None:
     """Raises ValueError where the processor writes an image in other tokens than the rule does."""
     for size in sizes:
         text = f"a{seeing.rule.marker}b"
-        expected = seeing.rule.written(text, [seeing.rule.tokens_of(*size)])
+        expected = seeing.rule.written(text, [size])
         ids = seeing.processor.tokenizer(expected, add_special_tokens=False).input_ids
         image = Image.new("RGB", size)
         found = seeing.processor(text=[text], images=[image], add_special_tokens=False)["input_ids"]

@@ -1,7 +1,6 @@
-"""Rows of a model that sees: prompts are read one after the other, and all rows that were read decode in turns.
+"""Rows of a model that sees: prompts are read one after the other, and all rows that were read decode together.
 
-Every row has a forward of its own. Batches of mlx-vlm share positions and masks among rows, which its issues show to
-corrupt each other; a row's output here cannot depend on the others.
+Only networks and batch caches are mlx-vlm's; what is sampled, and who joins and leaves when, is decided here.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from workers.engine.guided import GuideFailed
 from workers.engine.runner import NOT_FINITE, RowLine, RowToken, RunnerStats
 from workers.engine.sampling import RowSampler, as_floats
 from workers.engine.sequence import Fault, Sequence
-from workers.vision.seeing import Seeing, Sight
+from workers.vision.seeing import Company, Seeing, Sight
 
 DECODED_AHEAD = 2
 """Prompts of the line whose images are decoded before their turn."""
@@ -33,13 +32,16 @@ _PROMPT_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
 
 @dataclass(slots=True)
 class Row:
-    """A row that has begun; `token` is its last one, None while the prompt is being read."""
+    """A row that has begun; `output` are its tokens so far, those of an earlier attempt before."""
 
     sequence: Sequence
     sampler: RowSampler
-    sight: Sight
     output: list[int]
-    token: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Of its prompt."""
+        return self.sequence.prompt.id
 
 
 class VisionRunner(RowLine):
@@ -55,16 +57,23 @@ class VisionRunner(RowLine):
         self._capacity = capacity
         self._step_tokens = step_tokens
         self._decoding: dict[str, Future[list[Image.Image]]] = {}  # images of the first of them
-        self._rows: dict[str, Row] = {}
+        self._reading: tuple[Row, Sight] | None = None
+        self._speaking: list[Row] = []
+        self._company = Company(seeing)  # of those who speak, in their order
         self._decoders = ThreadPoolExecutor(DECODED_AHEAD, thread_name_prefix="images")
         self._prompt_tokens = 0
 
     def stats(self) -> RunnerStats:
-        caches = [cache for row in self._rows.values() for cache in row.sight.cache]
+        caches, prefilling = [*self._company.cache], dict[str, tuple[int, int]]()
+        if self._reading is not None:
+            row, sight = self._reading
+            total = len(row.sequence.input_ids)
+            prefilling[row.id] = total - sight.unread_tokens, total
+            caches += sight.cache
         return RunnerStats(
             backend="vision",
             waiting=len(self._line),
-            prefilling={row_id: _progress(row) for row_id, row in self._rows.items() if row.token is None},
+            prefilling=prefilling,
             kv_bytes=sum(int(getattr(cache, "nbytes", 0)) for cache in caches),
             prompt_tokens_total=self._prompt_tokens,
         )
@@ -73,60 +82,73 @@ class VisionRunner(RowLine):
         """Drop rows at any stage; unknown ids are ignored."""
         for row_id in row_ids:
             self._line.pop(row_id, None)
-            self._rows.pop(row_id, None)
             if future := self._decoding.pop(row_id, None):
                 future.cancel()
+        if self._reading is not None and self._reading[0].id in row_ids:
+            self._reading = None
+        staying = [place for place, row in enumerate(self._speaking) if row.id not in row_ids]
+        if len(staying) < len(self._speaking):
+            self._company.keep(staying)
+            self._speaking = [self._speaking[place] for place in staying]
 
     def step(self) -> list[RowToken]:
         """The next token of every row that has read its prompt, and a part of the prompt of one that has not."""
-        reading = next((row for row in self._rows.values() if row.token is None), None)
-        begun = [row for row in self._rows.values() if row is not reading]
-        drawn = [(row, *self._draw(row, row.sight.next_logits(row.token or 0))) for row in begun]
-        mx.async_eval([part for _, *parts in drawn for part in parts])  # type: ignore[no-untyped-call]
-        tokens = [_taken(row, token, logprobs) for row, token, logprobs in drawn]
+        tokens = self._speak()
+        first = None
         try:
-            reading = reading or self._begin()
-            if reading is not None:
-                tokens += self._read(reading)
+            self._reading = self._reading or self._begin()
+            if self._reading is not None:
+                first = self._read(*self._reading)
         except (ImageRefused, Undecodable, *_PROMPT_ERRORS) as error:
-            row_id = reading.sequence.prompt.id if reading else next(iter(self._line))
+            row_id = self._reading[0].id if self._reading else next(iter(self._line))
             tokens.append(RowToken(row_id, 0, None, f"the images do not fit the prompt: {error}", Fault.PROMPT))
+        if first is not None and self._reading is not None:
+            row, sight = self._reading
+            self._company.join(sight)
+            self._speaking.append(row)
+            self._reading = None
+            tokens.append(first)
         return tokens
 
     def close(self) -> None:
-        self.remove([*self._line, *self._rows])
+        reading = [] if self._reading is None else [self._reading[0]]
+        self.remove([*self._line, *(row.id for row in (*reading, *self._speaking))])
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self) -> Row | None:
+    def _speak(self) -> list[RowToken]:
+        """The next token of all rows that have read their prompts, by one forward."""
+        if not self._speaking:
+            return []
+        logits = self._company.next_logits([row.output[-1] for row in self._speaking])
+        drawn = [(row, *self._draw(row, logits[at : at + 1])) for at, row in enumerate(self._speaking)]
+        mx.async_eval([part for _, *parts in drawn for part in parts])  # type: ignore[no-untyped-call]
+        return [_taken(row, token, logprobs) for row, token, logprobs in drawn]
+
+    def _begin(self) -> tuple[Row, Sight] | None:
         """The next row, once its images are decoded; nobody who has begun waits for that."""
         for row_id, sequence in islice(self._line.items(), DECODED_AHEAD):
             if row_id not in self._decoding:
                 self._decoding[row_id] = self._decoders.submit(decode, sequence.prompt.images)
-        if not self._line or len(self._rows) >= self._capacity:
+        if not self._line or len(self._speaking) >= self._capacity:
             return None
         row_id, sequence = next(iter(self._line.items()))
-        if self._rows and not self._decoding[row_id].done():
+        if self._speaking and not self._decoding[row_id].done():
             return None
         images = self._decoding[row_id].result()
         self._seeing.check(sequence.prompt.token_ids, images)
         inputs = self._seeing.inputs(images)
         sight = Sight(self._seeing, sequence.prompt.token_ids, inputs, sequence.prompt.resume_ids)
-        row = Row(
-            sequence,
-            RowSampler(sequence.prompt, sequence.end_ids, self._vocab_size),
-            sight,
-            [*sequence.prompt.resume_ids],
-        )
+        sampler = RowSampler(sequence.prompt, sequence.end_ids, self._vocab_size)
         del self._line[row_id], self._decoding[row_id]
-        self._rows[row_id] = row
         self._prompt_tokens += len(sequence.input_ids)
-        return row
+        return Row(sequence, sampler, [*sequence.prompt.resume_ids]), sight
 
-    def _read(self, row: Row) -> list[RowToken]:
-        row.sight.read(self._step_tokens)
-        if row.sight.unread_tokens > 1:
-            return []
-        return [_taken(row, *self._draw(row, row.sight.last_logits()))]
+    def _read(self, row: Row, sight: Sight) -> RowToken | None:
+        """A part of the prompt; the row's first token behind its end."""
+        sight.read(self._step_tokens)
+        if sight.unread_tokens > 1:
+            return None
+        return _taken(row, *self._draw(row, sight.last_logits()))
 
     def _draw(self, row: Row, logits: mx.array) -> tuple[mx.array, mx.array]:
         """The next token (1,), and the log-probabilities (1, vocabulary) of all of them."""
@@ -144,12 +166,12 @@ class VisionRunner(RowLine):
 
 def _taken(row: Row, drawn: mx.array, logprobs: mx.array) -> RowToken:
     [token] = as_floats(drawn)
-    row.token = int(token)
-    row.output.append(row.token)
-    [chosen] = as_floats(logprobs[0, row.token : row.token + 1])
-    error = NOT_FINITE if math.isnan(chosen) else row.sampler.error or _refused(row, row.token)
-    logprob = None if error else row.sampler.take_logprob(row.token, logprobs)
-    return RowToken(row.sequence.prompt.id, row.token, logprob, error)
+    token_id = int(token)
+    row.output.append(token_id)
+    [chosen] = as_floats(logprobs[0, token_id : token_id + 1])
+    error = NOT_FINITE if math.isnan(chosen) else row.sampler.error or _refused(row, token_id)
+    logprob = None if error else row.sampler.take_logprob(token_id, logprobs)
+    return RowToken(row.id, token_id, logprob, error)
 
 
 def _refused(row: Row, token: int) -> str | None:
@@ -160,8 +182,3 @@ def _refused(row: Row, token: int) -> str | None:
         except GuideFailed as failure:
             return str(failure)
     return None
-
-
-def _progress(row: Row) -> tuple[int, int]:
-    total = len(row.sequence.input_ids)
-    return total - row.sight.unread_tokens, total

@@ -1,7 +1,7 @@
-"""A network that sees, one sequence at a time: images become embeddings, tokens become logits.
+"""A network that sees: images become embeddings, tokens become logits.
 
 mlx-vlm's networks keep where a sequence's positions stand (mRoPE) in themselves: `Sight` puts that back for each
-forward, so that sequences can take turns.
+forward, so that sequences can read their prompts in turns. Who has read it goes on in `Company`, a forward for all.
 """
 
 from __future__ import annotations
@@ -104,6 +104,12 @@ class Sight:
         self._context = {}
         return self._forward(mx.array([[token]]), None)
 
+    @property
+    def position_shift(self) -> mx.array | None:
+        """How far (1, 1) positions behind the prompt are from the number of its tokens; None: they are that number."""
+        shift: mx.array | None = self._kept["_rope_deltas"]
+        return shift
+
     def _forward(self, token_ids: mx.array, embeddings: mx.array | None, **more: Any) -> mx.array:
         with self._as_this_sequence():
             said = self._language(token_ids, inputs_embeds=embeddings, cache=self.cache, **self._context, **more)
@@ -118,3 +124,45 @@ class Sight:
                 setattr(language, name, value)
         yield
         self._kept = {name: getattr(language, name, None) for name in KEPT_BY_NETWORK}
+
+
+class Company:
+    """Sequences that have read their prompts; `cache` is theirs together, padded on the left.
+
+    mlx-vlm's batch caches know each row's own length, and its networks take each row's shift of positions: a row's
+    logits do not depend on the others'.
+    """
+
+    def __init__(self, seeing: Seeing) -> None:
+        self._language = seeing.network.language_model
+        self.cache: list[Any] = []
+        self._shifts: mx.array | None = None
+
+    def join(self, sight: Sight) -> None:
+        """One more row, behind the others. It is this company's from now on."""
+        caches = [type(cache).merge([cache]) for cache in sight.cache]
+        shift = sight.position_shift
+        if self.cache:
+            for mine, other in zip(self.cache, caches, strict=True):
+                mine.extend(other)
+            if self._shifts is not None and shift is not None:
+                self._shifts = mx.concatenate([self._shifts, shift])
+        else:
+            self.cache, self._shifts = caches, shift
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Only these rows, in order, stay."""
+        if not places:
+            self.cache, self._shifts = [], None
+            return
+        kept = mx.array([*places])
+        for cache in self.cache:
+            cache.filter(kept)
+        self._shifts = None if self._shifts is None else self._shifts[kept]
+
+    def next_logits(self, tokens: Sequence[int]) -> mx.array:
+        """Logits (rows, vocabulary) in float32 behind one more token of each row."""
+        shifts = {} if self._shifts is None else {"rope_deltas": self._shifts}
+        said = self._language(mx.array([*tokens])[:, None], cache=self.cache, **shifts)
+        logits: mx.array = said.logits[:, -1, :]
+        return logits.astype(mx.float32)

@@ -14,15 +14,14 @@ from mlx_vlm.generate import generate_step
 from mlx_vlm.utils import load, prepare_inputs
 from PIL import Image
 
-from bench.tiny_vision import write_vision_model
+from bench.tiny_vision import IMAGE_MARKS, MARKS, write_vision_model
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")
+FAMILIES = tuple(MARKS)
 
 
 def marked(family: str, texts: Sequence[str]) -> str:
     """Texts with a place for an image between each two of them, as the family's template writes it."""
-    mark = "<start_of_image>" if family == "gemma3" else "<|vision_start|><|image_pad|><|vision_end|>"
-    return mark.join(texts)
+    return IMAGE_MARKS[family].join(texts)
 
 
 class Alone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def prompt(name: str, info: ModelInfo, text: str, images: Sequence[bytes], resum
     """As the API would write it."""
     assert info.image_rule is not None
     rule = ImageRule.of(info.image_rule)
-    written = rule.written(text, [rule.tokens_of(*read_head(data).shown_size) for data in images])
+    written = rule.written(text, [read_head(data).shown_size for data in images])
     assert written is not None
     ids = Tokenizer.from_str(info.tokenizer_json).encode(written, add_special_tokens=False).ids
     stop = StopRule(max_tokens=TOKENS, ignore_eos=True)
@@ -70,3 +71,17 @@ def test_an_answer_is_mlx_vlms_own_in_any_company_and_when_resumed(
     ]
     rest = run(engine, resumed)
     assert [expected[i][: 2 * i + 1] + rest[f"b/{i}"] for i in range(len(CASES))] == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_come_and_go_do_not_change_each_other(family: str, seeing_folder: Callable[[str], Path]) -> None:
+    engine, info = load_seeing(str(seeing_folder(family)), max_sequences=4, step_tokens=24)
+    prompts = []
+    for i, tokens in enumerate((30, 3, 21, 1, 14, 26, 8)):
+        texts, images = CASES[i % len(CASES)]
+        written = prompt(f"a/{i}", info, marked(family, [texts[0] + "?" * 9 * i, *texts[1:]]), images)
+        prompts.append(replace(written, stop=StopRule(max_tokens=tokens, ignore_eos=True)))
+    alone = {name: said for each in prompts for name, said in run(engine, [each]).items()}
+    assert run(engine, prompts) == alone
+    assert run(engine, prompts[::-1]) == alone
+    assert engine.stats().kv_bytes == 0
