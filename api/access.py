@@ -63,7 +63,7 @@ ENDPOINTS: Mapping[Need, Sequence[str]] = {
         *("GET /metrics", "GET /admin/models/status", "GET /admin/workers", "GET /admin/tenants"),
         *("GET /admin/rules", "GET /admin/rules/current", "GET /admin/rules/{version}"),
         "GET /admin/rules/drafts/{draft_id}",
-        *("GET /admin/models/events", "GET /admin/models/agents"),
+        *("GET /admin/models/events", "GET /admin/models/agents", "GET /v1/audit/models"),
     ),
     Need.RUN: (
         "POST /admin/tenants/{name}",

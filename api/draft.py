@@ -72,6 +72,9 @@ class Draft(Protocol):
     def keep_alive_s(self) -> float | None:
         """How long to keep the model after this (-1: for ever); None: as usual. Raises InvalidParameter."""
 
+    def ignore(self, field: str) -> None:
+        """A field turned out to have no effect: it is listed as well."""
+
     def outline(self, session: str) -> Outline:
         """What routing rules look at; `session` is what a header said."""
 

@@ -65,7 +65,7 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaite
     prompts = await node.formats.get(card)
     keep_alive_s = draft.keep_alive_s
     if keep_alive_s is not None and node.places.of(card.name) is None:
-        draft.ignored.append("keep_alive")  # the model has a worker of its own, which keeps it
+        draft.ignore("keep_alive")  # the model has a worker of its own, which keeps it
     salt = cache_salt_of(call.caller.tenant, shared=node.settings.share_prefixes)
     request = await draft.request(card, prompts, route)
     request = replace(request, adapter=found.adapter, cache_salt=salt, keep_alive_s=keep_alive_s)

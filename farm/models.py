@@ -14,6 +14,9 @@ from farm.errors import CommandError
 POLL_S = 0.2
 MIB = 1 << 20
 
+Agent = Annotated[
+    str | None, typer.Option("--agent", help="On this machine's agent (mlx-farm ps); else where it takes least.")
+]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name that the farm knows: mlx-farm ls.")]
 
 
@@ -21,11 +24,12 @@ def load(
     model: Model,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whether it fits, and who would go.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is loaded.")] = True,
+    agent: Agent = None,
     as_json: flags.Json = False,
 ) -> None:
     """Load a model now; one that has failed is tried again."""
     client = Client.from_environment()
-    answer = client.post("/admin/models/load", {"model": model, "dry_run": dry_run})
+    answer = client.post("/admin/models/load", _asked(model, agent) | {"dry_run": dry_run})
     if not as_json:
         typer.echo(_fit(answer))
     if dry_run and answer["why_not"]:
@@ -36,27 +40,31 @@ def load(
         output.as_json(answer)
 
 
-def unload(model: Model, as_json: flags.Json = False) -> None:
+def unload(model: Model, agent: Agent = None, as_json: flags.Json = False) -> None:
     """Give up a model's memory; its jobs finish or wait, and bring it back."""
-    _order("unload", model, as_json)
+    _order("unload", _asked(model, agent), as_json)
 
 
-def pin(model: Model, as_json: flags.Json = False) -> None:
+def pin(model: Model, agent: Agent = None, as_json: flags.Json = False) -> None:
     """Load a model and keep it in memory, whoever waits."""
-    _order("pin", model, as_json)
+    _order("pin", _asked(model, agent), as_json)
 
 
-def unpin(model: Model, as_json: flags.Json = False) -> None:
+def unpin(model: Model, agent: Agent = None, as_json: flags.Json = False) -> None:
     """Treat a model like any other again."""
-    _order("unpin", model, as_json)
+    _order("unpin", _asked(model, agent), as_json)
 
 
-def _order(action: str, model: str, as_json: bool) -> None:
-    answer = Client.from_environment().post(f"/admin/models/{action}", {"model": model})
+def _asked(model: str, agent: str | None) -> dict[str, Any]:
+    return {"model": model} | ({"agent": agent} if agent else {})
+
+
+def _order(action: str, asked: dict[str, Any], as_json: bool) -> None:
+    answer = Client.from_environment().post(f"/admin/models/{action}", asked)
     if as_json:
         output.as_json(answer)
     else:
-        typer.echo(f"{model}: {answer['state']}{', pinned' if answer['pinned'] else ''}")
+        typer.echo(f"{asked['model']}: {answer['state']}{', pinned' if answer['pinned'] else ''}")
 
 
 def _fit(answer: dict[str, Any]) -> str:

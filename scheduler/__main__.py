@@ -32,6 +32,7 @@ from scheduler.keys import KeyTerms, Role
 from scheduler.limits import Limiter
 from scheduler.lost import Lost
 from scheduler.migrate import current_revision, newest_revision, upgrade
+from scheduler.model_record import ModelRecord
 from scheduler.pepper import Pepper
 from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.projector import Projector, rebuild
@@ -66,6 +67,7 @@ async def serve(settings: SchedulerSettings) -> None:
     retention = Retention(redis, engine, queue, projectors)
     recording: list[Callable[[], Awaitable[None]]] = [
         *(projector.run for projector in projectors),
+        ModelRecord(blocking, engine).run,
         Relay(redis, queue, Store(engine)).run,
         Lost(queue, Store(engine)).run,
         partial(run_chores, settings, retention),

@@ -1,7 +1,8 @@
 """Node agents as the rest of the farm sees them: what each has in memory, and the orders that it takes.
 
 An agent shows its figures under `{farm}:agent:<name>`. An order is an entry of the list `{farm}:orders:<name>`; its
-answer comes as the list `{farm}:answer:<order id>`. Both expire.
+answer comes as the list `{farm}:answer:<order id>`. Who brings a model into memory has its name in
+`{farm}:placing:<model>` meanwhile. All expire.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from redis.asyncio import Redis
 
 from scheduler.errors import AgentSilent, QueueUnavailable
 from scheduler.outages import redis_errors
+from scheduler.placement import HERE, offers
+from scheduler.scripts import hold_text
 from scheduler.wire import known_fields
 from scheduler.workers import Board
 
@@ -58,6 +61,27 @@ class AgentBoard(Board):
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, "agent")
+
+
+class PlacingRight:
+    """At most one agent has the right to bring a model into memory. Methods raise QueueUnavailable."""
+
+    def __init__(self, redis: Redis, agent: str, ttl_s: float) -> None:
+        self._script = redis.register_script(hold_text())
+        self._agent = agent
+        self._ttl_ms = round(ttl_s * 1000)
+
+    async def take(self, model: str) -> bool:
+        """Take it, or keep it for another time to live; False: another agent has it."""
+        return await self._ask(model, self._ttl_ms)
+
+    async def give_up(self, model: str) -> None:
+        """Leave it to others; nothing where another agent has it."""
+        await self._ask(model, 0)
+
+    async def _ask(self, model: str, ttl_ms: int) -> bool:
+        async with redis_errors():
+            return bool(await self._script(keys=[f"{{farm}}:placing:{model}"], args=[self._agent, ttl_ms]))
 
 
 BEST_FIRST = ("loaded", "leaving", "loading", "waiting", "available", "failed")
@@ -116,6 +140,23 @@ class ModelPlaces:
         """The model's; None where no agent loads it by demand."""
         return self._places.get(model)
 
+    async def addressee(self, action: Action, model: str) -> str | None:
+        """The agent that an order is for: who has the model, or else where loading it takes least.
+
+        None where no agent loads it by demand. Raises QueueUnavailable.
+        """
+        await self.look()
+        place, agents = self.of(model), await self.agents()
+        if place is None:
+            return None
+        if action is Action.UNPIN:
+            pinned = [figures["agent"] for figures in agents if _is_pinned(figures, model)]
+            return pinned[0] if pinned else place.agent
+        if action is Action.UNLOAD or place.state in HERE:
+            return place.agent
+        best = offers(agents, model)
+        return best[0].agent if best else place.agent
+
 
 def _nearest(agents: Sequence[Mapping[str, Any]]) -> dict[str, ModelPlace]:
     places = [
@@ -125,6 +166,10 @@ def _nearest(agents: Sequence[Mapping[str, Any]]) -> dict[str, ModelPlace]:
     ]
     by_rank = sorted(places, key=lambda place: -BEST_FIRST.index(place.state))
     return {place.model: place for place in by_rank}
+
+
+def _is_pinned(figures: Mapping[str, Any], model: str) -> bool:
+    return any(row["model"] == model and row["pinned"] for row in figures["models"])
 
 
 class OrderDesk:

@@ -1,6 +1,7 @@
-"""What node agents decided about models, in order: a bounded log in Redis that every agent writes and operators read.
+"""What node agents decided about models, in order: a log in Redis that every agent writes and operators read.
 
-`{farm}:model-events` is a stream of JSON objects: at_ms, agent, event, model, and what belongs to the event.
+`{farm}:model-events` is a stream of JSON objects: at_ms, agent, event, model, and what belongs to the event. What is in
+the record (model_record.py) is trimmed, but for the newest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from scheduler.outages import redis_errors
 
 KEY = "{farm}:model-events"
 KEPT = 10_000
-"""Entries, about."""
+"""Entries, about, that stay once they are in the record."""
+
+MOST = 200_000
+"""Entries, about, that are kept where no scheduler brings them into the record."""
 
 
 class ModelEvent(StrEnum):
@@ -35,6 +39,9 @@ class ModelEvent(StrEnum):
     """It is not tried again by itself."""
     TURNED_AWAY = "turned_away"
     """Jobs that waited for a model that has failed."""
+    PINNED = "pinned"
+    """It does not give up its place any more; so from the start, where `by` is `settings`."""
+    UNPINNED = "unpinned"
     ORDERED = "ordered"
     """An operator has asked for something."""
 
@@ -49,7 +56,7 @@ class ModelEvents:
         """Tell one fact; its time is Redis' clock."""
         fact = orjson.dumps({"agent": agent, "event": event.value, "model": model, **data})
         async with redis_errors():
-            await self._redis.xadd(KEY, {"d": fact}, maxlen=KEPT, approximate=True)
+            await self._redis.xadd(KEY, {"d": fact}, maxlen=MOST, approximate=True)
 
     async def newest(self, limit: int, model: str | None = None) -> list[dict[str, Any]]:
         """The newest facts, newest first; of one model, or of all."""

@@ -10,17 +10,17 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
 import structlog
 from redis.asyncio import Redis
 from sqlalchemy import Insert, bindparam, delete, insert, select, text, tuple_, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from scheduler.checkpoints import Checkpoint, project_for_ever
 from scheduler.database import insert_into, record_errors
-from scheduler.errors import FarmError, QueueUnavailable, RecordUnavailable
 from scheduler.events import Event, EventType, decode_event, stream_position
 from scheduler.frames import START, Frame
 from scheduler.image_record import drop_images
@@ -38,15 +38,8 @@ BATCH_EVENTS = 500
 GATHER_S = 0.05
 """How long events are gathered before they are written."""
 
-SHORTEST_S, LONGEST_S = 0.1, 2.0
-"""Between two tries while Redis or SQL is away."""
-
 HOUR_MS = 3_600_000
 RETENTION = "retention"
-
-
-class CheckpointMoved(FarmError):
-    """Another projector has committed this range first; read on from its checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +99,11 @@ class Projector:
         self._queue = queue
         self._tokens = TokenLog(queue)
         self._shard = shard
-        self._name = f"events:{shard}"
+        self._checkpoint = Checkpoint(engine, f"events:{shard}")
 
     async def run(self) -> None:
         """Project for ever; a Redis or SQL outage only delays it."""
-        delay_s = SHORTEST_S
-        while True:
-            try:
-                await self.step(block_ms=1000)
-                delay_s = SHORTEST_S
-            except CheckpointMoved:
-                continue
-            except (QueueUnavailable, RecordUnavailable) as error:
-                log.warning("projection waits", shard=self._shard, error=str(error))
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, LONGEST_S)
+        await project_for_ever(partial(self.step, block_ms=1000), shard=self._shard)
 
     async def step(self, block_ms: int | None = None) -> int:
         """Project the next batch; return how many entries were read (0: the log is at its end).
@@ -141,7 +124,7 @@ class Projector:
         projection = project(events, known)
         results = await self._results(projection.ended)
         async with record_errors(), self._engine.begin() as connection:
-            await self._advance(connection, position, entries[-1][0].decode())
+            await self._checkpoint.move(connection, position, entries[-1][0].decode())
             await write_projection(connection, self._shard, projection, malformed)
             await _write_results(connection, results)
         await self._let_expire(results)
@@ -155,9 +138,7 @@ class Projector:
 
     async def checkpoint(self) -> str:
         """The id of the last projected event ('0-0' before the first). Raises RecordUnavailable."""
-        query = select(CheckpointRow.position).where(CheckpointRow.name == self._name)
-        async with record_errors(), self._engine.connect() as connection:
-            return (await connection.execute(query)).scalar_one_or_none() or "0-0"
+        return await self._checkpoint.position()
 
     async def lag_ms(self) -> int:
         """How much older the last projected event is than the newest one in the log; 0 when nothing is missing."""
@@ -174,21 +155,6 @@ class Projector:
         async with redis_errors():
             minimum = f"{max(0, int(ms) - margin_ms)}-{sequence}"
             return int(await self._redis.xtrim(event_key(self._shard), minid=minimum, approximate=False))
-
-    async def _advance(self, connection: AsyncConnection, old: str, new: str) -> None:
-        if old == "0-0":
-            try:
-                await connection.execute(insert(CheckpointRow).values(name=self._name, position=new))
-            except IntegrityError as error:
-                raise CheckpointMoved(self._name) from error
-            return
-        moved = await connection.execute(
-            update(CheckpointRow)
-            .where(CheckpointRow.name == self._name, CheckpointRow.position == old)
-            .values(position=new)
-        )
-        if moved.rowcount != 1:
-            raise CheckpointMoved(self._name)
 
     async def _results(self, ended: Sequence[Job]) -> list[Result]:
         return [await self._result(job) for job in ended if job.durable]

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -25,8 +25,6 @@ from scheduler.jobs import TRANSITIONS, JobState, Lane
 from scheduler.outages import redis_errors
 from scheduler.requests import JobRequest, image_digest
 from scheduler.scripts import QueuePolicy, script_texts
-
-Client: TypeAlias = "Redis"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +106,7 @@ class JobQueue:
     job id of this farm; every script is idempotent, so the caller may try again.
     """
 
-    def __init__(self, redis: Client, *, shards: int = 1, policy: QueuePolicy | None = None) -> None:
+    def __init__(self, redis: Redis, *, shards: int = 1, policy: QueuePolicy | None = None) -> None:
         self.redis = redis
         self.shards = shards
         self.policy = policy or QueuePolicy()
@@ -165,19 +163,30 @@ class JobQueue:
             job.budget,
             job.delay_ms,
             orjson.dumps(submitted_facts(job)),
+            " ".join(job.request.prefix_marks() if self.policy.prefix_grace_ms else ()),
             " ".join(digests),
             *dict(zip(digests, job.request.images, strict=True)).values(),
         ]
 
     async def claim(
-        self, worker: str, pool: str, *, rows: int, nonce: str, idle: bool, shard: int = 0, reserved: int = 0
+        self,
+        worker: str,
+        pool: str,
+        *,
+        rows: int,
+        nonce: str,
+        idle: bool,
+        shard: int = 0,
+        reserved: int = 0,
+        hot: int = 0,
     ) -> list[Claimed]:
         """Take jobs for up to `rows` sequences, the last `reserved` of them from the high lane only.
 
-        Images are for each job apart (job_images.py). The same nonce gets the same answer again. Raises NoLease.
+        Images are for each job apart (job_images.py). The worker's cache is taken to hold the `hot` beginnings of
+        prompts that it has read last (prefixes.py). The same nonce gets the same answer again. Raises NoLease.
         """
         async with redis_errors():
-            answer = await self.run("claim", shard, worker, pool, rows, nonce, int(idle), reserved)
+            answer = await self.run("claim", shard, worker, pool, rows, nonce, int(idle), reserved, hot)
         if answer is None:
             raise NoLease(worker)
         return [_claimed(entry) for entry in answer]

@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 
 from scheduler.grammars import Grammar, GrammarKind
+from scheduler.prefixes import prefix_marks
 from scheduler.wire import known_fields
 
 
@@ -104,6 +105,12 @@ class JobRequest:
     def without_images(self) -> JobRequest:
         """What is kept of a job for longer than it runs."""
         return replace(self, images=())
+
+    def prefix_marks(self) -> list[str]:
+        """Names of the beginnings that its prompt may share with other jobs', longest first (prefixes.py)."""
+        if len(self.prompts) != 1 or self.image_count:
+            return []
+        return prefix_marks(self.prompts[0], root=f"{self.cache_salt}\n{self.adapter or ''}")
 
     def encode(self) -> bytes:
         """To msgpack; `decode` is its inverse (lists inside `rendering` come back as tuples)."""

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from scheduler.database import record_errors
 from scheduler.job_ids import shard_of
 from scheduler.jobs import JobState
+from scheduler.model_record import ModelRecord
 from scheduler.outages import redis_errors
 from scheduler.projector import HOUR_MS, RETENTION, Projector, retention_cutoff
 from scheduler.queue import JobQueue, shard_key
@@ -30,6 +31,7 @@ class Forgotten:
     events: int
     log_entries: int
     token_logs: int
+    model_events: int = 0
 
 
 class Retention:
@@ -37,6 +39,7 @@ class Retention:
 
     def __init__(self, redis: Redis, engine: AsyncEngine, queue: JobQueue, projectors: list[Projector]) -> None:
         self._redis = redis
+        self._model_record = ModelRecord(redis, engine)
         self._engine = engine
         self._queue = queue
         self._projectors = projectors
@@ -47,7 +50,8 @@ class Retention:
         results = await self._results(now_ms - result_ttl_ms)
         jobs, events = await self._records((now_ms - record_ttl_ms) // HOUR_MS * HOUR_MS)
         entries = sum([await projector.trim(trim_margin_ms) for projector in self._projectors])
-        return Forgotten(results, jobs, events, entries, token_logs)
+        model_events = await self._model_record.forget(now_ms - record_ttl_ms)
+        return Forgotten(results, jobs, events, entries, token_logs, model_events)
 
     async def _results(self, before_ms: int) -> int:
         """Answers, and the inputs that were kept with them."""

@@ -61,6 +61,12 @@ class FarmSettings(BaseSettings):
     aged_share: float = Field(
         0.125, gt=0, le=0.5, description="Part of the tokens that an overdue lane has a right to."
     )
+    prefix_grace_ms: int = Field(
+        75,
+        ge=0,
+        le=5000,
+        description="A job is left to workers that hold its prompt's beginning so long; 0: to anybody.",
+    )
     tenant_weights: Annotated[dict[str, Weight], NoDecode] = Field(
         {}, description="Parts of a lane that tenants get, NAME=WEIGHT,…; whoever is not named has weight 1."
     )
@@ -130,6 +136,7 @@ class FarmSettings(BaseSettings):
             disowned_grace_ms=round(self.lease_s * 500),
             age_ms=round(self.age_s * 1000),
             aged_share=self.aged_share,
+            prefix_grace_ms=self.prefix_grace_ms,
             tenant_weights=tuple(sorted(self.tenant_weights.items())),
             log_ttl_ms=round(self.log_ttl_s * 1000),
             max_retries=self.max_retries,
@@ -257,6 +264,9 @@ class WorkerSettings(FarmSettings):
     )
     model_turn_s: float = Field(
         10.0, gt=0, description="A busy model keeps its place for this long while others wait for it."
+    )
+    model_copy_after_s: float = Field(
+        10.0, gt=0, description="Jobs that wait this long for a model bring a copy to another machine with free memory."
     )
     adapters: Annotated[dict[str, Path], NoDecode] = Field(
         {}, description="LoRA adapters, NAME=FOLDER,…; each is served as a model of its own."

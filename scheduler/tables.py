@@ -75,8 +75,22 @@ class EventRow(Table):
     data: Mapped[dict[str, Any]]
 
 
+class ModelEventRow(Table):
+    """What node agents decided about models (model_events.py), append-only; its key is the id in the log in Redis."""
+
+    __tablename__ = "model_events"
+    __table_args__ = (Index("ix_model_events_model", "model", "at_ms"),)
+
+    at_ms: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    agent: Mapped[str] = mapped_column(Text)
+    event: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]]
+
+
 class ProjectionErrorRow(Table):
-    """Events that the projector could not apply: kept raw, skipped, and worth an alert."""
+    """Events that the projector could not apply: kept raw, skipped, and worth an alert. Shard -1: of model events."""
 
     __tablename__ = "projection_errors"
 

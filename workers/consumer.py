@@ -39,6 +39,9 @@ log = structlog.get_logger()
 PRIORITY = {Lane.HIGH: 1, Lane.NORMAL: 0, Lane.LOW: -1}
 """Whose rows the engine keeps when its memory is short."""
 
+HOT_PREFIXES = 1024
+"""The most beginnings of prompts that the queue takes a worker's cache to hold; fewer where it has fewer blocks."""
+
 RESEND_FRAMES = 256
 """In one call, when Redis has forgotten the end of a log."""
 
@@ -165,6 +168,7 @@ class Consumer:
                     nonce=f"{self._nonce}{shard}",
                     idle=not self._jobs,
                     shard=shard,
+                    hot=min(HOT_PREFIXES, self._engine.stats.total_blocks),
                 )
             except NoLease:
                 return  # the lease's thread is about to begin a new one

@@ -1,7 +1,8 @@
 """The node agent of a machine that serves many models in little memory: it loads them when jobs wait for them.
 
-What is loaded and given up is decided in residency.py; here demand is read, processes are started and stopped, and all
-of it is told: to the catalogue (cards), the agents' board (states), and the log of model events.
+What is loaded and given up is decided in residency.py, what is left to other machines in placing.py; here demand is
+read, processes are started and stopped, and all of it is told: to the catalogue (cards), the agents' board (states),
+and the log of model events.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import structlog
 from redis.asyncio import Redis
 
-from scheduler.agents import AgentBoard, OrderDesk
+from scheduler.agents import AgentBoard, OrderDesk, PlacingRight
 from scheduler.connections import command_client
 from scheduler.demand import Demand
 from scheduler.errors import QueueUnavailable
@@ -29,6 +30,7 @@ from scheduler.settings import WorkerSettings
 from workers.catalogue import Catalogue
 from workers.keeper import End, Keeper, KeeperRules
 from workers.orders import Orders
+from workers.placing import Placing
 from workers.residency import Phase, Why, decide
 from workers.spawning import Spawner
 from workers.tenure import Stay, Tenure
@@ -72,7 +74,11 @@ class DemandAgent:
             for name, source in settings.models.items()
         }
         self._catalogue = Catalogue(settings, self._tenures, self._tell)
-        self._orders = Orders(self._tenures, self._catalogue, self._evict)
+        self._orders = Orders(self._tenures, self._catalogue, self._evict, self._tell)
+        right = PlacingRight(self._redis, self._name, settings.lease_s)
+        self._placing = Placing(
+            self._board, right, self._name, lease_s=settings.lease_s, copy_after_s=settings.model_copy_after_s
+        )
         self._changed = asyncio.Event()
         self._shown_s = 0.0
 
@@ -101,6 +107,7 @@ class DemandAgent:
         for tenure in self._tenures.values():
             if tenure.pinned:
                 tenure.wanted_since_s = time.monotonic()
+                self._tell(ModelEvent.PINNED, tenure.name, {"by": "settings"})
         with suppress(QueueUnavailable):  # they are shown again and again
             await self._show_cards()
         await self._spawner.prepare()
@@ -123,6 +130,7 @@ class DemandAgent:
         waiting = await self._demand.of(list(self._tenures))
         for name, tenure in self._tenures.items():
             tenure.waiting = waiting[name]
+        await self._placing.settle(self._tenures.values(), self._figures())
         news = self._decide() or news
         await self._turn_away()
         if news or answers or time.monotonic() - self._shown_s >= SHOW_S:
@@ -164,7 +172,9 @@ class DemandAgent:
         task.add_done_callback(lambda task: self._ended(tenure, task.result()))
         tenure.stay = Stay(keeper=keeper, stop=stop, task=task, began_s=time.monotonic())
         oldest_s = tenure.waiting.oldest_s
-        facts = {"needs_bytes": tenure.needs_bytes, "waiting": tenure.waiting.jobs, "oldest_wait_s": oldest_s}
+        facts: dict[str, Any] = {"needs_bytes": tenure.needs_bytes, "waiting": tenure.waiting.jobs}
+        facts |= {"oldest_wait_s": oldest_s, "offers": tenure.offers}
+        tenure.offers = {}
         self._tell(ModelEvent.LOADING, tenure.name, facts)
 
     def _evict(self, tenure: Tenure, why: Why | str) -> None:
@@ -230,16 +240,21 @@ class DemandAgent:
             del self._untold[0]
             if event in NEW_STATE:
                 await self._show_card(self._tenures[model])
+        await self._board.publish(self._name, self._figures(), ttl_s=self._settings.lease_s)
+        self._shown_s = time.monotonic()
+
+    def _figures(self) -> dict[str, Any]:
+        """What this agent shows of itself; other agents place models by it."""
         tenures = self._tenures.values()
-        figures = {
+        used_bytes = sum(tenure.needs_bytes for tenure in tenures if tenure.phase is not Phase.ABSENT)
+        return {
             "host": socket.gethostname(),
             "budget_bytes": self._catalogue.budget_bytes,
-            "used_bytes": sum(tenure.needs_bytes for tenure in tenures if tenure.phase is not Phase.ABSENT),
-            "models": [tenure.shown() for tenure in tenures],
+            "used_bytes": used_bytes,
+            "free_bytes": max(0, self._catalogue.budget_bytes - used_bytes),
+            "models": [tenure.shown(self._settings.model_turn_s) for tenure in tenures],
             "seen_ms": time.time_ns() // 1_000_000,
         }
-        await self._board.publish(self._name, figures, ttl_s=self._settings.lease_s)
-        self._shown_s = time.monotonic()
 
     async def _renew_cards(self) -> None:
         while True:
@@ -267,6 +282,7 @@ class DemandAgent:
         await self._spawner.close()
         with suppress(QueueUnavailable):
             await self._show()
+            await self._placing.close()
             await self._board.withdraw(self._name)
             for tenure in self._tenures.values():
                 if not await self._others_serve(tenure.name):

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from scheduler.agents import Action, Order
-from workers.catalogue import Catalogue
+from scheduler.model_events import ModelEvent
+from workers.catalogue import Catalogue, Tell
 from workers.residency import Phase, fit
 from workers.tenure import Tenure
 
@@ -16,20 +17,22 @@ BY_HAND = "by hand"
 
 
 class Orders:
-    """Carries orders out; `evict` ends a model's process, with the reason."""
+    """Carries orders out; `evict` ends a model's process, with the reason; `tell` hears what has changed otherwise."""
 
     def __init__(
-        self, tenures: Mapping[str, Tenure], catalogue: Catalogue, evict: Callable[[Tenure, str], None]
+        self, tenures: Mapping[str, Tenure], catalogue: Catalogue, evict: Callable[[Tenure, str], None], tell: Tell
     ) -> None:
         self._tenures = tenures
         self._catalogue = catalogue
         self._evict = evict
+        self._tell = tell
 
     def carry_out(self, order: Order) -> dict[str, Any]:
         """Do it; the answer has `refused` with the reason where it cannot be done."""
         tenure = self._tenures.get(order.model)
         if tenure is None:
             return {"refused": f"{order.model!r} is not in this agent's catalogue"}
+        was_pinned = tenure.pinned
         steps: dict[str, Callable[[Tenure], dict[str, Any]]] = {
             Action.FIT: self._fit,
             Action.LOAD: self._load,
@@ -40,6 +43,8 @@ class Orders:
         if order.action not in steps:
             return {"refused": f"this agent does not know how to {order.action}"}
         answer = steps[order.action](tenure)
+        if tenure.pinned is not was_pinned:
+            self._tell(ModelEvent.PINNED if tenure.pinned else ModelEvent.UNPINNED, tenure.name, {"by": order.by})
         return {"model": tenure.name, "state": tenure.state, "pinned": tenure.pinned, **answer}
 
     def _fit(self, tenure: Tenure) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Tenure:
     """`failed` is why the model is not served (empty: it can be). Times are the agent's monotonic clock, in seconds.
 
     `wanted_since_s`: an operator wants it loaded. `kept_idle_s`: for how long it is kept unless a job says otherwise.
+    `ours`: where jobs wait for it and it is not here, this machine is the one to load it; `offers` says what loading
+    it would take here and elsewhere.
     """
 
     name: str
@@ -57,6 +59,13 @@ class Tenure:
     last_load_s: float = 0.0
     waiting: Waiting = field(default_factory=Waiting)
     delay: Delay | None = None
+    ours: bool = True
+    offers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_missed(self) -> bool:
+        """Do jobs wait for it while it is not here, though it could be?"""
+        return self.phase is Phase.ABSENT and not self.failed and self.waiting.jobs > 0
 
     @property
     def phase(self) -> Phase:
@@ -98,8 +107,8 @@ class Tenure:
             kept_idle_s=math.inf if kept_s < 0 else kept_s,
         )
 
-    def shown(self) -> dict[str, Any]:
-        """What the agent's board says of it."""
+    def shown(self, turn_s: float) -> dict[str, Any]:
+        """What the agent's board says of it; a busy model keeps its place for `turn_s`."""
         keeper, now = self.stay.keeper if self.stay else None, self.now(time.monotonic())
         kept_s = now.used_s + now.kept_idle_s - time.monotonic()
         loading = keeper is not None and self.phase is Phase.LOADING
@@ -115,12 +124,18 @@ class Tenure:
             "progress": round(keeper.progress, 3) if keeper and loading else None,
             "deaths": keeper.deaths if keeper else 0,
             "jobs": now.jobs,
-            "unloads_in_s": round(kept_s, 1) if self.phase is Phase.LOADED and math.isfinite(kept_s) else None,
+            "turn_left_s": round(max(0.0, now.ready_s + turn_s - time.monotonic()), 1) if self._is_loaded else None,
+            "unloads_in_s": round(kept_s, 1) if self._is_loaded and math.isfinite(kept_s) else None,
             "failed": self.failed or None,
         }
 
+    @property
+    def _is_loaded(self) -> bool:
+        return self.phase is Phase.LOADED
+
     def _waiting_since_s(self, now_s: float) -> float | None:
-        since = [] if self.waiting.oldest_s is None else [now_s - self.waiting.oldest_s]
+        others = self.phase is Phase.ABSENT and not self.ours
+        since = [] if self.waiting.oldest_s is None or others else [now_s - self.waiting.oldest_s]
         if self.phase is Phase.ABSENT and self.wanted_since_s is not None:
             since.append(self.wanted_since_s)
         return None if self.failed else min(since, default=None)

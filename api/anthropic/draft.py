@@ -57,6 +57,10 @@ class MessagesDraft(BodyDraft):
         """What had no effect; more is known once there is a request."""
         return listed([*self.own_ignored, *(_own_field(path, ()) for path in self.chat.ignored)])
 
+    def ignore(self, field: str) -> None:
+        """It is listed as well."""
+        self.own_ignored.append(field)
+
     @property
     def shown(self) -> Shown:
         """Its images, under the caller's names."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from scheduler.parameters import Temperature, TopK, TopP
+from scheduler.parameters import KeepAlive, Temperature, TopK, TopP
 
 
 class Body(BaseModel):
@@ -128,5 +128,6 @@ class MessagesRequest(Prompting):
     top_p: TopP | None = None
     top_k: TopK | None = None
     seed: int | None = Field(None, description="Not Anthropic's. A random one when absent.")
+    keep_alive: KeepAlive | None = Field(None, description="Not Anthropic's. How long to keep the model; -1: for ever.")
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None

@@ -16,7 +16,7 @@ from api.images import Shown
 from api.openai.call_grammar import CallChoice, call_binding, can_bind_calls, unbound_texts
 from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible, thinking_rules
 from api.openai.messages import shown_images, template_messages, template_tools, text_of, without_effect
-from api.openai.parameters import LANE_TIERS, UrgentDraft, ignored_fields, sampling, stopping
+from api.openai.parameters import LANE_TIERS, PlainDraft, ignored_fields, sampling, stopping
 from api.openai.schemas import ChatRequest
 from api.openai.tool_choice import call_choice, with_allowed_tools
 from api.rendering import RenderingNote
@@ -33,7 +33,7 @@ RESERVED_VARIABLES = ("messages", "tools", "add_generation_prompt", "bos_token",
 
 
 @dataclass(frozen=True, slots=True)
-class ChatDraft(UrgentDraft):
+class ChatDraft(PlainDraft):
     """Implements Draft."""
 
     body: ChatRequest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from api.errors import InvalidParameter, Unsupported
 from api.formats import THREAD_CHARS
 from api.openai.guiding import Binding, asked_binding, check
-from api.openai.parameters import LANE_TIERS, UrgentDraft, check_prompt_tokens, ignored_fields, sampling, stopping
+from api.openai.parameters import LANE_TIERS, PlainDraft, check_prompt_tokens, ignored_fields, sampling, stopping
 from api.openai.schemas import CompletionRequest
 from api.rendering import RenderingNote
 from scheduler.jobs import Lane
@@ -27,7 +27,7 @@ MAX_CHOICES = 128
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionDraft(UrgentDraft):
+class CompletionDraft(PlainDraft):
     """Implements Draft."""
 
     body: CompletionRequest

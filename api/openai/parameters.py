@@ -93,6 +93,17 @@ class UrgentDraft(BodyDraft):
         return TIER_LANES.get(self.body.service_tier or "", Lane.NORMAL)
 
 
+class PlainDraft(UrgentDraft):
+    """One whose `ignored` is a list of its own."""
+
+    __slots__ = ()
+    ignored: list[str]
+
+    def ignore(self, field: str) -> None:
+        """It is listed as well."""
+        self.ignored.append(field)
+
+
 def sampling(body: Generation, card: ModelCard) -> Sampling:
     """How to draw tokens; a random seed where none was given, so that an interrupted job can go on alike."""
     default = Sampling()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from scheduler.parameters import MaxTokens, MinP, Penalty, RepetitionPenalty, Temperature, TopK, TopP
+from scheduler.parameters import KeepAlive, MaxTokens, MinP, Penalty, RepetitionPenalty, Temperature, TopK, TopP
 
 INT64 = 2**63
 
@@ -23,10 +23,6 @@ class Body(BaseModel):
 
 def _text_or_list(value: Any) -> str:
     return "-text" if isinstance(value, str) else "-list"
-
-
-def _number_or_text(value: Any) -> str:
-    return "-text" if isinstance(value, str) else "-number"
 
 
 def prompt_kind(value: Any) -> str:
@@ -148,12 +144,6 @@ Stop = Annotated[
     Discriminator(_text_or_list),
 ]
 TokenIds = list[Annotated[int, Field(ge=0)]]
-
-
-KeepAlive = Annotated[
-    Annotated[float, Field(allow_inf_nan=False), Tag("-number")] | Annotated[str, Field(max_length=32), Tag("-text")],
-    Discriminator(_number_or_text),
-]
 
 
 class Urgency(Body):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from api.errors import Unsupported
-from api.openai.parameters import UrgentDraft
+from api.openai.parameters import PlainDraft
 from api.vectors.inputs import Item, checked, encode, job
 from api.vectors.schemas import EmbeddingRequest
 from scheduler.models import ModelCard
@@ -17,7 +17,7 @@ EMBEDDING_KIND = "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingDraft(UrgentDraft):
+class EmbeddingDraft(PlainDraft):
     """Implements Draft."""
 
     body: EmbeddingRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from api.errors import InvalidParameter
-from api.openai.parameters import UrgentDraft
+from api.openai.parameters import PlainDraft
 from api.vectors.inputs import Item, checked, encode, job
 from api.vectors.schemas import RerankRequest, ScoreRequest
 from scheduler.models import ModelCard
@@ -18,7 +18,7 @@ SCORE_KIND = "score"
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreDraft(UrgentDraft):
+class ScoreDraft(PlainDraft):
     """Implements Draft, for both kinds."""
 
     kind: str

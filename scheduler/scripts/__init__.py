@@ -1,6 +1,6 @@
 """The Lua scripts: one per move of a job, each atomic; `prelude.lua` holds the key schema and what they share.
 
-`limits.lua` is the same for the scripts of rate limits.
+`limits.lua` is the same for the scripts of rate limits; `hold.lua` is node agents' own.
 
 The transition table of scheduler/jobs.py and the policy's times become Lua constants in front of the prelude.
 """
@@ -47,6 +47,7 @@ class QueuePolicy:
     disowned_grace_ms: int = 5_000
     age_ms: int = 30_000
     aged_share: float = 0.125
+    prefix_grace_ms: int = 75
     tenant_weights: tuple[tuple[str, float], ...] = ()
     log_ttl_ms: int = 3_600_000
     job_ttl_ms: int = 86_400_000
@@ -69,13 +70,27 @@ def limit_texts() -> Mapping[str, str]:
     return {name: _text("limits") + _text(name) for name in LIMIT_NAMES}
 
 
+def hold_text() -> str:
+    """The script by which one agent at a time brings a model into memory."""
+    return _text("hold")
+
+
 def _text(name: str) -> str:
     return files(__name__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
 
 
 def _constants(policy: QueuePolicy) -> str:
     retries = ("max_retries", "retry_base_ms", "retry_longest_ms")
-    names = ("age_ms", "aged_share", "drain_ms", "log_ttl_ms", "job_ttl_ms", "idempotency_ttl_ms", *retries)
+    names = (
+        "age_ms",
+        "aged_share",
+        "prefix_grace_ms",
+        "drain_ms",
+        "log_ttl_ms",
+        "job_ttl_ms",
+        "idempotency_ttl_ms",
+        *retries,
+    )
     return "".join(f"local {name.upper()}={getattr(policy, name)}\n" for name in names)
 
 

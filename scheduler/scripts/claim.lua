@@ -1,13 +1,16 @@
 -- Give a worker jobs for `rows` sequences (the last one may need more): resumed ones first, then (for an idle worker)
 -- one suspect alone, then by lane (an overdue one has a right to its share) and, inside the lane, the tenant with the
 -- least service so far (virtual token counter, Sheng et al., https://arxiv.org/abs/2401.00588). A suspect that has
--- waited for AGE_MS goes first, and a worker makes room for it. The last `reserved` rows are for the high lane only.
+-- waited for AGE_MS goes first, and a worker makes room for it. The last `reserved` rows are for the high lane only. A
+-- job that is promised to workers which hold its beginning is left to them, and who comes next in its lane is served.
+-- What this worker reads is noted as held: the newest `hot` beginnings (0: it keeps none).
 -- Idempotent by nonce.
--- ARGV: worker pool rows nonce idle(0|1) reserved
+-- ARGV: worker pool rows nonce idle(0|1) reserved hot
 -- Returns a list of {id, token, generation, last sequence, body, solo(0|1), submitted ms,
 -- claimed ms, attempt, lane asked for}; nil without a live lease.
 local wid, pool, rows, nonce, idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
 local reserved = math.min(rows, tonumber(ARGV[6]))
+local hot, promises = tonumber(ARGV[7]), S .. 'promise:' .. pool
 local t = now()
 local lease = redis.call('ZSCORE', S .. 'wl', wid)
 if not lease or tonumber(lease) < t then return false end
@@ -34,6 +37,36 @@ if previous then
 end
 
 queue_due(t)
+redis.call('ZREMRANGEBYSCORE', promises, '-inf', t)
+local promised, kept, held = redis.call('ZCARD', promises) > 0, false, {}
+
+-- Of a job that was taken: its beginnings are held here from now on. Returns whether it was promised to such a worker.
+local function note_marks(id, j)
+  local h = redis.call('HMGET', j, 'marks', 'warm')
+  if not h[1] then return false end
+  local warm = h[2] and redis.call('ZSCORE', S .. 'hot:' .. wid, h[2]) and true or false
+  if hot > 0 then
+    for mark in string.gmatch(h[1], '%S+') do redis.call('ZADD', S .. 'hot:' .. wid, t, mark) end
+    redis.call('ZREMRANGEBYRANK', S .. 'hot:' .. wid, 0, -hot - 1)
+    redis.call('PEXPIRE', S .. 'hot:' .. wid, LOG_TTL_MS)
+  end
+  if redis.call('ZREM', promises, id) == 1 then kept = true end
+  return warm
+end
+
+-- Is the next job of a backlog for others, because they hold its beginning and this worker does not?
+local function is_for_others(q)
+  local groups = promised and redis.pcall('XINFO', 'GROUPS', q)
+  if not groups or groups.err or not groups[1] then return false end
+  local last = '0'
+  for i = 1, #groups[1], 2 do
+    if groups[1][i] == 'last-delivered-id' then last = groups[1][i + 1] end
+  end
+  local entry = redis.call('XRANGE', q, '(' .. last, '+', 'COUNT', 1)[1]
+  local id = entry and entry[2][2]
+  if not id or not redis.call('ZSCORE', promises, id) then return false end
+  return not redis.call('ZSCORE', S .. 'hot:' .. wid, redis.call('HGET', S .. 'j:' .. id, 'warm') or '')
+end
 
 -- Returns nil (nothing there), false (a tombstone was dropped) or the job's cost and what its tenant owes for the prompt.
 local function take(lane, tenant)
@@ -64,7 +97,9 @@ local function take(lane, tenant)
   redis.call('HSET', j, 'state', 'running', 'tok', token, 'fence', fence, 'wid', wid, 'claimed', int(t),
     'gen', int(gen))
   redis.call('SADD', S .. 'wj:' .. wid, id)
-  log('claimed', id, t, cjson.encode({worker = wid, fence = fence, attempt = attempt, generation = gen}))
+  local facts = {worker = wid, fence = fence, attempt = attempt, generation = gen}
+  if note_marks(id, j) then facts['warm'] = true end
+  log('claimed', id, t, cjson.encode(facts))
   answer(id, lane == 'solo' and 1 or 0)
   rows = rows - tonumber(h[4])
   return tonumber(h[3]), attempt == 1 and tonumber(h[5]) / weight(h[6]) or 0
@@ -94,9 +129,9 @@ local function best_lane()
     local head = redis.call('ZRANGE', S .. 'wait:' .. pool .. ':' .. lane, 0, 0, 'WITHSCORES')
     local late = head[1] and t - tonumber(head[2]) - (i - 1) * AGE_MS or 0
     overdue[lane] = i > 1 and late > 0
-    if head[1] and not first then
+    if head[1] and not first and not held[lane] then
       first = lane
-    elseif overdue[lane] and (not longest or late > longest) then
+    elseif overdue[lane] and not held[lane] and (not longest or late > longest) then
       if tonumber(redis.call('HGET', S .. 'vt', 'O:' .. pool .. ':' .. lane) or '0') >= 0 then right, longest = lane, late end
     end
   end
@@ -118,9 +153,14 @@ end
 
 local function take_fair(lane, by_right)
   local act, key = S .. 'act:' .. pool .. ':' .. lane, pool .. ':' .. lane
-  local head = redis.call('ZRANGE', act, 0, 0, 'WITHSCORES')
-  if not head[1] then return repair(lane) end
-  local tenant, v = head[1], tonumber(head[2])
+  local heads, at = redis.call('ZRANGE', act, 0, promised and 15 or 0, 'WITHSCORES'), 1
+  if not heads[1] then return repair(lane) end
+  while heads[at] and is_for_others(S .. 'q:' .. key .. ':' .. heads[at]) do at = at + 2 end
+  if not heads[at] then
+    held[lane] = true
+    return
+  end
+  local tenant, v = heads[at], tonumber(heads[at + 1])
   local cost, owed = take(lane, tenant)
   if cost == nil then
     redis.call('ZREM', act, tenant)
@@ -174,9 +214,17 @@ while rows > 0 and guard > 0 do
   end
 end
 rows = rows + reserved
-while rows > 0 and guard > 0 and not alone and depth('high') > 0 do
+while rows > 0 and guard > 0 and not alone and not held['high'] and depth('high') > 0 do
   guard = guard - 1
   take_fair('high', false)
+end
+if kept then -- who left these jobs to this worker may have something to do behind them
+  for _, lane in ipairs(LANES) do
+    if depth(lane) > 0 then
+      wake(pool, lane, t)
+      break
+    end
+  end
 end
 for room, left in pairs({any = rows - reserved, high = rows}) do
   local idle = S .. 'idle:' .. room .. ':' .. pool

@@ -5,6 +5,7 @@
 --   ev                         STREAM  event log, one entry per transition: t type, j job, at ms, d JSON
 --   j:<id>                     HASH    state pool tenant lane cost rows enq ddl tok fence wid claimed attempt crashes
 --                                      gen out cancel rt q eid durable fin prompt budget retries left
+--                                      marks (names of the prompt's beginnings, longest first) warm (the one promised for)
 --   b:<id>                     STRING  body (msgpack of JobRequest, without its images)
 --   i:<id>                     STRING  digests of the images that it shows, in order, until the job is finished; as long as
 --                                      the body where it ended in another way and may be run again
@@ -20,6 +21,8 @@
 --   weights                    HASH    tenant -> weight that was set while the farm runs; goes before the settings' WEIGHTS
 --   wl, wj:<wid>               ZSET, SET  worker -> lease end ms, jobs a worker holds
 --   idle:any:<pool>, …:high:…  ZSET    workers that left a claim with room, for any lane or the high one: -rows left
+--   hot:<wid>                  ZSET    names of prompts' beginnings that a worker has read -> when it did so last
+--   promise:<pool>             ZSET    waiting jobs that workers holding their beginning are to have -> until ms
 --   cl:<wid>                   STRING  nonce and ids of the last claim, so that a repeated claim gets the same answer
 --   lost:<id>                  STRING  the end of a job that the queue had lost was told
 --   room:<pool>                STRING  the worker that empties itself for a suspect that waits too long
@@ -90,6 +93,29 @@ local function wake(pool, lane, t)
   end
 end
 
+-- A waiting job goes to a worker with room that holds the beginning of its prompt: the one that holds most of it is woken,
+-- and for PREFIX_GRACE_MS only workers that hold as much may take it. False: nobody does, or none of them has room.
+local function promise(id, j, pool, lane, t)
+  local marks = redis.call('HGET', j, 'marks')
+  if PREFIX_GRACE_MS == 0 or not marks or lane == 'resume' or lane == 'solo' then return false end
+  local names, best, longest = {}, nil, nil
+  for mark in string.gmatch(marks, '%S+') do names[#names + 1] = mark end
+  local idle = S .. 'idle:any:' .. pool
+  for _, wid in ipairs(redis.call('ZRANGE', idle, 0, 15)) do
+    for i, when in ipairs(redis.call('ZMSCORE', S .. 'hot:' .. wid, unpack(names))) do
+      if when and (not longest or i < longest) then best, longest = wid, i end
+    end
+  end
+  local lease = best and redis.call('ZSCORE', S .. 'wl', best)
+  if not lease or tonumber(lease) < t then return false end
+  if tonumber(redis.call('ZINCRBY', idle, 1, best)) >= 0 then redis.call('ZREM', idle, best) end
+  redis.call('HSET', j, 'warm', names[longest])
+  redis.call('ZADD', S .. 'promise:' .. pool, t + PREFIX_GRACE_MS, id)
+  redis.call('PEXPIRE', S .. 'promise:' .. pool, PREFIX_GRACE_MS + 60000)
+  redis.call('PUBLISH', S .. 'wake:' .. string.gsub(best, '%.%d+$', ''), '1')
+  return true
+end
+
 local function enqueue(id, j, pool, lane, tenant, t)
   local q = S .. 'q:' .. pool .. ':' .. lane .. ':' .. tenant
   redis.pcall('XGROUP', 'CREATE', q, 'w', '0', 'MKSTREAM')
@@ -109,7 +135,7 @@ local function enqueue(id, j, pool, lane, tenant, t)
     redis.call('ZADD', act, math.max(v, f, tonumber(least[2] or '0')), tenant)
     redis.call('HDEL', S .. 'vt', 'F:' .. pool .. ':' .. lane .. ':' .. tenant)
   end
-  wake(pool, lane, t)
+  if not promise(id, j, pool, lane, t) then wake(pool, lane, t) end
 end
 
 -- A tenant's part of a lane, in relation to the others'.

@@ -1,9 +1,10 @@
 -- Accept a job whole or refuse it whole. Idempotent by job id and by idempotency key.
 -- ARGV: id pool tenant lane cost rows deadline_in_ms node idem_key body_hash body durable
---       prompt_tokens budget delay_ms(0: at once) event_json digests(of its images, in order) image...(each one once)
+--       prompt_tokens budget delay_ms(0: at once) event_json marks digests(of its images, in order)
+--       image...(each one once)
 -- Returns {'ok'|'dup'|'conflict', id} or {'full', name of the bound, what is there of it, drained per second}
 local id, pool, tenant, lane, cost, rows, ddl, node, idem, hash, body, durable = unpack(ARGV, 1, 12)
-local prompt, budget, wait, data, digests = ARGV[13], ARGV[14], tonumber(ARGV[15]), ARGV[16], ARGV[17]
+local prompt, budget, wait, data, marks, digests = ARGV[13], ARGV[14], tonumber(ARGV[15]), unpack(ARGV, 16, 18)
 local event = wait > 0 and 'scheduled' or 'submitted'
 local j = S .. 'j:' .. id
 local known = redis.call('HGET', j, 'state')
@@ -26,8 +27,9 @@ redis.call('HSET', j, 'pool', pool, 'tenant', tenant, 'lane', lane, 'cost', cost
   'enq', int(t), 'attempt', 0, 'crashes', 0, 'gen', 1, 'out', 0, 'rt', node, 'cancel', '', 'fence', 0, 'durable', durable,
   'prompt', prompt, 'budget', budget)
 redis.call('SET', S .. 'b:' .. id, body)
+if marks ~= '' then redis.call('HSET', j, 'marks', marks) end
 if digests ~= '' then
-  local file, stored = 17, {}
+  local file, stored = 18, {}
   for digest in string.gmatch(digests, '%x+') do
     if not stored[digest] then
       file, stored[digest] = file + 1, true

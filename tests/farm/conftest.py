@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +70,9 @@ class Farm:
         """Base URL of the first API node."""
         return str(self.apis[0].facts["url"])
 
-    def start(self, role: str, **environment: str) -> Role:
+    def start(self, role: str, *, within: Sequence[str] = (), **environment: str) -> Role:
         """Start one more process and wait until it is ready."""
-        started = start_role(role, self.environment | environment)
+        started = start_role(role, self.environment | environment, within=within)
         self.roles.append(started)
         return started
 
@@ -136,12 +136,15 @@ class Farm:
         return rows
 
 
-def start_role(role: str, environment: dict[str, str]) -> Role:
-    """`python -m <role>`; returns once it has said READY. Its log goes to the file LOG_FILE, if that is set."""
+def start_role(role: str, environment: dict[str, str], *, within: Sequence[str] = ()) -> Role:
+    """`python -m <role>`; returns once it has said READY. Its log goes to the file LOG_FILE, if that is set.
+
+    `within`: a command that becomes the one behind it.
+    """
     log_file = environment.get("LOG_FILE")
     with open(log_file, "ab") if log_file else nullcontext() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", role],
+            [*within, sys.executable, "-m", role],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -13,13 +13,14 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scheduler import projector as projector_module
+from scheduler.checkpoints import Checkpoint, CheckpointMoved
 from scheduler.database import open_database
 from scheduler.errors import QueueUnavailable, RecordUnavailable
 from scheduler.events import EventType
 from scheduler.frames import End
 from scheduler.jobs import Job, JobState, Lane, replay
 from scheduler.process import cancel_all
-from scheduler.projector import CheckpointMoved, Projector, rebuild
+from scheduler.projector import Projector, rebuild
 from scheduler.queue import event_key, shard_key
 from scheduler.store import JobFilter, Store
 from scheduler.tables import CheckpointRow, EventRow, JobRow, ProjectionErrorRow, UsageRow
@@ -144,10 +145,10 @@ async def test_a_projector_that_comes_second_is_told(farm: Farm, engine: AsyncEn
     for position in ("0-0", "1-0"):
         async with engine.begin() as connection:
             await connection.execute(delete(CheckpointRow))
-            await projector._advance(connection, "0-0", "2-0")
+            await Checkpoint(engine, "events:0").move(connection, "0-0", "2-0")
         with pytest.raises(CheckpointMoved):
             async with engine.begin() as connection:
-                await projector._advance(connection, position, "3-0")
+                await Checkpoint(engine, "events:0").move(connection, position, "3-0")
     assert await projector.checkpoint() == "2-0"
 
 

@@ -57,6 +57,10 @@ class ResponseDraft(UrgentDraft):
         paths = [_our_path(path, self.paths, self.box) for path in self.chat.ignored]
         return list(dict.fromkeys([*self.own_ignored, *paths]))[:20]
 
+    def ignore(self, field: str) -> None:
+        """It is listed as well."""
+        self.own_ignored.append(field)
+
     @property
     def open_ended(self) -> bool:
         """Is the length left open?"""
