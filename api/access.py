@@ -24,7 +24,7 @@ class Need(StrEnum):
     USE = "use models"
     LOOK = "look at the farm"
     RUN = "run the farm"
-    GRANT = "make keys"
+    GRANT = "make keys, or give those of providers"
 
 
 GRANTED: Mapping[Role, frozenset[Need]] = {
@@ -74,6 +74,8 @@ ENDPOINTS: Mapping[Need, Sequence[str]] = {
     Need.GRANT: (
         *("GET,POST /admin/keys", "GET /admin/keys/{key_id}", "POST /admin/keys/{key_id}/rotate"),
         *("POST /admin/keys/{key_id}/revoke", "GET /admin/changes"),
+        *("GET,POST /admin/providers", "GET,POST /admin/providers/{name}"),
+        *(f"POST /admin/providers/{{name}}/{action}" for action in ("rotate", "enable", "disable")),
     ),
 }
 

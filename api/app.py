@@ -14,6 +14,7 @@ from api.admin import changes
 from api.admin import keys as admin_keys
 from api.admin import models as admin_models
 from api.admin import orders as admin_orders
+from api.admin import providers as admin_providers
 from api.admin import rules as admin_rules
 from api.admin import tenants as admin_tenants
 from api.anthropic import batches as message_batches
@@ -69,8 +70,9 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
     inference = (models, routes, stored, tokenizing, responses, anthropic_routes, vector_routes)
-    farm = (dead_letters, jobs, audit, admin_models, admin_orders, admin_rules, admin_tenants, admin_keys, changes)
-    for module in (health, *inference, files, batches, message_batches, *farm):
+    farm = (dead_letters, jobs, audit, admin_models, admin_orders, admin_rules, admin_tenants, changes)
+    secrets = (admin_keys, admin_providers)
+    for module in (health, *inference, files, batches, message_batches, *farm, *secrets):
         app.include_router(module.router)
     return app
 

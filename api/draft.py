@@ -81,6 +81,9 @@ class Draft(Protocol):
     async def request(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """The job's body, with the parameters that the route sets. Raises ApiError, ContextTooLong, TemplateRefused."""
 
+    def hosted(self, card: ModelCard, route: Route, asked_tokens: int) -> JobRequest:
+        """The same for a provider's model; `asked_tokens` is an estimate. Raises ApiError for what it cannot honour."""
+
 
 class AskedBody(Protocol):
     """A validated body, whatever its protocol."""
@@ -116,6 +119,10 @@ class BodyDraft:
     def outline(self, session: str) -> Outline:
         """Of the whole body."""
         return outline_of(self.body, session)
+
+    def hosted(self, card: ModelCard, route: Route, asked_tokens: int) -> JobRequest:
+        """Only conversations go to providers: check_task has refused the others. Raises InvalidParameter."""
+        raise InvalidParameter("model", f"{card.name!r} is a provider's model, which is asked in conversations only.")
 
     @property
     def keep_alive_s(self) -> float | None:

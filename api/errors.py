@@ -21,15 +21,18 @@ from scheduler.errors import (
     IdempotencyConflict,
     ImagesMisplaced,
     InvalidKey,
+    InvalidProvider,
     InvalidQuery,
     InvalidRule,
     InvalidTerms,
     KeyEnded,
     LogRewritten,
     ModelFailed,
+    NoTokenizer,
     OrderRefused,
     OverLimit,
     PepperUnusable,
+    ProviderExists,
     QueueFull,
     QueueUnavailable,
     QuotaExceeded,
@@ -43,10 +46,15 @@ from scheduler.errors import (
     UnknownJob,
     UnknownKey,
     UnknownModel,
+    UnknownProvider,
     UnknownRules,
+    VaultUnusable,
 )
 from scheduler.frames import End
 from scheduler.jobs import JobState
+
+PROVIDER_FAILED = "provider_"
+"""How codes of errors begin that are a provider's."""
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -139,6 +147,7 @@ _ANSWERS: Mapping[type[FarmError], _Answer] = {
     AnswerDiverged: _Answer(500, "answer_diverged", SERVER_ERROR),
     LogRewritten: _Answer(409, "log_rewritten", "conflict_error"),
     UnknownModel: _Answer(404, "model_not_found", param="model"),
+    NoTokenizer: _Answer(400, "model_not_supported", param="model"),
     ModelFailed: _Answer(503, "model_failed", SERVER_ERROR, param="model"),
     AgentSilent: _Answer(504, "agent_silent", "timeout_error"),
     OrderRefused: _Answer(409, "order_refused", "conflict_error", param="model"),
@@ -151,6 +160,10 @@ _ANSWERS: Mapping[type[FarmError], _Answer] = {
     InvalidTerms: _Answer(400, "invalid_key_terms"),
     UnknownKey: _Answer(404, "key_not_found"),
     PepperUnusable: _Answer(500, "pepper_unusable", SERVER_ERROR),
+    InvalidProvider: _Answer(400, "invalid_provider"),
+    UnknownProvider: _Answer(404, "provider_not_found"),
+    ProviderExists: _Answer(409, "provider_exists", "conflict_error"),
+    VaultUnusable: _Answer(500, "vault_unusable", SERVER_ERROR),
     KeyEnded: _Answer(409, "key_ended", "conflict_error"),
     RecordUnavailable: _Answer(503, "record_unavailable", SERVER_ERROR),
     UnknownFile: _Answer(404, "file_not_found"),
@@ -168,7 +181,7 @@ _OTHER = _Answer(500, "internal_error", SERVER_ERROR)
 def api_error(error: FarmError) -> ApiError:
     """An error of the core as HTTP; subclasses answer like their nearest listed class."""
     answer = next((_ANSWERS[cls] for cls in type(error).__mro__ if cls in _ANSWERS), _OTHER)
-    param = error.param if isinstance(error, InvalidTerms) else answer.param
+    param = error.param if isinstance(error, InvalidTerms | InvalidProvider) else answer.param
     return ApiError(answer.status, str(error), kind=answer.kind, param=param, code=answer.code, headers=_headers(error))
 
 
@@ -177,6 +190,8 @@ def end_error(end: End) -> JobEnded:
     code = str(end.data.get("error_code") or "")
     message = str(end.data.get("error") or "")
     final = {"x-should-retry": "false"}
+    if code.startswith(PROVIDER_FAILED):  # in every way in which a job can end by it
+        return JobEnded(end, 502, message, kind=SERVER_ERROR, code=code, headers=final)
     match end.state:
         case JobState.CANCELLED:
             text = "The job was cancelled."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
+from scheduler.errors import NoTokenizer
 from scheduler.models import ModelCard, ModelCatalog
 from scheduler.prompts import PromptFormat
 
@@ -16,7 +17,7 @@ THREAD_CHARS = 20_000
 
 
 class PromptFormats:
-    """Makes and keeps PromptFormats. Raises what ModelCatalog raises."""
+    """Makes and keeps PromptFormats. Raises what ModelCatalog raises, and NoTokenizer for a provider's model."""
 
     def __init__(self, catalog: ModelCatalog) -> None:
         self._catalog = catalog
@@ -25,6 +26,8 @@ class PromptFormats:
 
     async def get(self, card: ModelCard) -> PromptFormat:
         """The format of a model; making one takes up to a second, in a thread."""
+        if card.provider:
+            raise NoTokenizer(card.name)
         if card not in self._kept:
             async with self._making:
                 if card not in self._kept:

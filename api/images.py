@@ -17,10 +17,10 @@ from typing import NamedTuple
 import httpcore2
 
 from api.errors import InvalidParameter, Unsupported
-from api.outbound import ForbiddenAddress, PublicOnly, check_url
 from scheduler.image_tokens import ImageRule
 from scheduler.images import MAX_IMAGE_BYTES, ImageRefused, read_head
 from scheduler.models import ModelCard
+from scheduler.outbound import ForbiddenAddress, PublicOnly, check_url
 
 MAX_IMAGES = 64
 MAX_BYTES = 64 * 2**20

@@ -124,6 +124,7 @@ PROGRESS_FIELDS = (
     "prompt_tokens",
     "cached_tokens",
     "output_tokens",
+    "cost_usd",
     "ttft_ms",
     "prefill_ms",
     "decode_ms",

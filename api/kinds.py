@@ -83,7 +83,15 @@ _RENDERERS: Mapping[str, Callable[[str, RenderingNote, TokenBytes], Renderer]] =
     RESPONSE_KIND: ResponseRenderer,
 }
 _TASKS: Mapping[str, str] = {EMBEDDING_KIND: "embed", RERANK_KIND: "rerank", SCORE_KIND: "rerank"}
-_PLACES: Mapping[str, str] = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
+_CONVERSATIONS = frozenset({CHAT_KIND, MESSAGES_KIND, RESPONSE_KIND})
+"""What providers are asked: a model to chat serves no other kind."""
+
+_PLACES: Mapping[str, str] = {
+    "chat": "/v1/chat/completions",
+    "embed": "/v1/embeddings",
+    "rerank": "/v1/rerank",
+    "generate": "/v1/chat/completions",
+}
 
 
 def draft_of(kind: str, body: Any) -> Draft:
@@ -96,7 +104,7 @@ def draft_of(kind: str, body: Any) -> Draft:
 def check_task(kind: str, card: ModelCard) -> None:
     """Raise InvalidParameter where a model was not made for such jobs."""
     task = _TASKS.get(kind, "generate")
-    if card.task != task:
+    if card.task != task and not (card.task == "chat" and kind in _CONVERSATIONS):
         made = f"{card.name!r} is a model to {card.task} (POST {_PLACES[card.task]})"
         raise InvalidParameter("model", f"{made}, this needs one to {task}.", code="model_not_supported")
 

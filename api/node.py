@@ -32,6 +32,9 @@ from scheduler.limits import Limiter
 from scheduler.models import ModelCatalog
 from scheduler.pepper import Pepper
 from scheduler.process import cancel_all
+from scheduler.provider_board import ProviderBoard
+from scheduler.provider_news import ProviderNews
+from scheduler.provider_store import ProviderStore
 from scheduler.queue import JobQueue
 from scheduler.rule_record import RuleRecord
 from scheduler.settings import ApiSettings
@@ -39,6 +42,7 @@ from scheduler.store import Store
 from scheduler.tokens import TokenListener, TokenLog
 from scheduler.told import Told
 from scheduler.turns import Turns
+from scheduler.vault import Vault
 from scheduler.workers import WorkerBoard
 
 
@@ -64,6 +68,8 @@ class Node:
     admission: Admission
     keys: KeyStore
     key_watch: KeyWatch
+    providers: ProviderStore
+    provider_news: ProviderNews
     board: WorkerBoard
     places: ModelPlaces
     drain: Drain
@@ -94,7 +100,7 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain, ring:
     queue = JobQueue(redis, shards=settings.shards, policy=settings.queue_policy)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(",", "_")
     catalog, store, pepper = ModelCatalog(redis), Store(engine), Pepper(settings)
-    keys = KeyStore(engine, pepper)
+    keys, providers = KeyStore(engine, pepper), ProviderStore(engine, Vault(settings))
     node = Node(
         name=name,
         settings=settings,
@@ -114,6 +120,8 @@ async def open_node(settings: ApiSettings, metrics: Metrics, drain: Drain, ring:
         admission=admission_of(settings, ring),
         keys=keys,
         key_watch=KeyWatch(keys, pepper, ring),
+        providers=providers,
+        provider_news=ProviderNews(ProviderBoard(redis), providers),
         board=WorkerBoard(redis),
         places=ModelPlaces(AgentBoard(redis)),
         drain=drain,

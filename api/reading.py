@@ -13,7 +13,7 @@ from api.call_formats.known import call_format
 from api.call_formats.parts import CallPart
 from api.rendering import RenderingNote
 from api.segments import Markers, Piece, SegmentKind, SegmentSplitter
-from scheduler.frames import Chunk
+from scheduler.frames import Chunk, estimated_tokens
 
 
 class PartKind(StrEnum):
@@ -62,7 +62,9 @@ class AnswerReader:
 
     def feed(self, chunk: Chunk) -> list[Part]:
         """The parts that are certain now."""
-        self.output_tokens += len(chunk.token_ids)
+        self.output_tokens += chunk.tokens
+        if chunk.parts is not None:
+            return self._told(chunk)
         if self._splitter.in_reasoning:
             self.reasoning_tokens += len(chunk.token_ids)
         text = chunk.text
@@ -77,6 +79,18 @@ class AnswerReader:
         parts = [part for piece in pieces for part in self._read(piece)]
         if self._splitter.open_call is not None:
             parts += self._grow(self._splitter.open_call, whole=False)
+        return _joined(parts)
+
+    def _told(self, chunk: Chunk) -> list[Part]:
+        """What a provider has told apart already."""
+        parts = [
+            Part(PartKind(kind), text, call, name, call_id) for kind, text, call, name, call_id in chunk.parts or ()
+        ]
+        self.calls += sum(part.name is not None for part in parts)
+        thoughts = (part.text for part in parts if part.kind is PartKind.REASONING)
+        self.reasoning_tokens += sum(map(estimated_tokens, thoughts))
+        if chunk.finish_reason is not None:
+            self.finish_reason, self.stop_string = chunk.finish_reason, chunk.stop_string
         return _joined(parts)
 
     def _read(self, piece: Piece) -> list[Part]:

@@ -60,6 +60,27 @@ class RenderingNote:
         return RenderingNote(**{key: value for key, value in rendering.items() if key in known})
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Tokens of an answer: the farm's own, or those that a provider counted."""
+
+    prompt_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+
+
+def counted(note: RenderingNote, output_tokens: int, reasoning_tokens: int, end: End | None) -> Counts:
+    """What was counted here, in place of which stands what a provider says at the `end`."""
+    if end is None or not end.data.get("provider"):
+        return Counts(note.prompt_tokens, output_tokens, reasoning_tokens)
+    data = end.data
+    return Counts(
+        int(data.get("prompt_tokens") or note.prompt_tokens),
+        int(data.get("output_tokens") or 0),
+        int(data.get("reasoning_tokens") or 0),
+    )
+
+
 class Renderer(Protocol):
     """One job in one protocol. Feed every frame, in order, once."""
 

@@ -15,11 +15,20 @@ from api.draft import Draft
 from api.errors import ApiError
 from api.kinds import check_task
 from api.node import Node
-from api.serving import asked_of, serving
+from api.serving import Serving, asked_of, serving
 from scheduler.admission import cache_salt_of
 from scheduler.backpressure import Limits, Standing
-from scheduler.errors import IdempotencyConflict, ModelFailed, QueueFull, QueueUnavailable, RecordUnavailable
+from scheduler.errors import (
+    ContextTooLong,
+    IdempotencyConflict,
+    ModelFailed,
+    QueueFull,
+    QueueUnavailable,
+    RecordUnavailable,
+    TemplateRefused,
+)
 from scheduler.job_ids import new_job_id
+from scheduler.models import Served
 from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
 from scheduler.store import KeptInput
@@ -59,16 +68,11 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaite
     """
     found = await serving(node, asked_of(draft, call))
     route, card = found.route, found.card
-    check_task(draft.kind, card)
-    await node.images.load(draft.shown, card)
     await check_place(node, card.name)
-    prompts = await node.formats.get(card)
     keep_alive_s = draft.keep_alive_s
     if keep_alive_s is not None and node.places.of(card.name) is None:
         draft.ignore("keep_alive")  # the model has a worker of its own, which keeps it
-    salt = cache_salt_of(call.caller.tenant, shared=node.settings.share_prefixes)
-    request = await draft.request(card, prompts, route)
-    request = replace(request, adapter=found.adapter, cache_salt=salt, keep_alive_s=keep_alive_s)
+    request = await requested(node, draft, call, found)
     key = call.idempotency_key
     return NewJob(
         id=_job_id(node.settings.shards, call.caller.tenant, key),
@@ -89,6 +93,40 @@ async def prepare(node: Node, draft: Draft, call: Call, *, durable: bool, awaite
         budget=call.caller.budget,
         routing=found.record(),
     )
+
+
+async def requested(node: Node, draft: Draft, call: Call, found: Serving) -> JobRequest:
+    """The job's body for who serves it, with those for whoever takes over should that one fail.
+
+    Only between the farm and providers: models of the farm do not take over from each other, because what is read out
+    of a text depends on the model that wrote it. Nor does anybody who cannot honour the request, or needs its images.
+    """
+    first = await _request_for(node, draft, call, found, Served(found.card, found.adapter))
+    local = None if found.card.provider else first
+    others: list[JobRequest] = []
+    for served in found.others:
+        if not served.card.provider and (local is not None or draft.shown.named):
+            continue
+        with suppress(ApiError, ContextTooLong, TemplateRefused):
+            others.append(await _request_for(node, draft, call, found, served))
+            local = local if served.card.provider else others[-1]
+    if not others:
+        return first
+    rendering = (local or first).rendering  # how to read what the farm's own model writes; providers tell by themselves
+    alike = [replace(request, rendering=rendering) for request in (first, *others)]
+    return replace(alike[0], fallbacks=tuple(request.without_images().encode() for request in alike[1:]))
+
+
+async def _request_for(node: Node, draft: Draft, call: Call, found: Serving, served: Served) -> JobRequest:
+    card, route = served.card, found.route
+    check_task(draft.kind, card)
+    if card.provider:
+        return draft.hosted(card, route, found.asked.prompt_tokens)
+    await node.images.load(draft.shown, card)
+    request = await draft.request(card, await node.formats.get(card), route)
+    places, salt = node.places, cache_salt_of(call.caller.tenant, shared=node.settings.share_prefixes)
+    keep_alive_s = None if places.of(card.name) is None else draft.keep_alive_s
+    return replace(request, adapter=served.adapter, cache_salt=salt, keep_alive_s=keep_alive_s)
 
 
 async def check_place(node: Node, model: str) -> None:

@@ -17,6 +17,7 @@ from pydantic import SecretStr, ValidationError
 
 from farm.errors import CommandError, UsageRefused
 from farm.output import table
+from scheduler.provider_settings import ProviderWorkerSettings
 from scheduler.settings import (
     ApiSettings,
     BatchSettings,
@@ -27,7 +28,9 @@ from scheduler.settings import (
     config_files,
 )
 
-CLASSES: tuple[type[FarmSettings], ...] = (ApiSettings, BatchSettings, WorkerSettings, SchedulerSettings, ServeSettings)
+CLASSES: tuple[type[FarmSettings], ...] = (
+    *(ApiSettings, BatchSettings, WorkerSettings, ProviderWorkerSettings, SchedulerSettings, ServeSettings),
+)
 AnySettings = TypeVar("AnySettings", bound=FarmSettings)
 
 

@@ -84,6 +84,9 @@ Task = Annotated[
     str | None,
     typer.Option("--task", help="generate, embed or rerank.", show_default="what the model's files say"),
 ]
+Providers = Annotated[
+    bool | None, typer.Option("--providers/--no-providers", help="Serve the models of providers, too.")
+]
 MaxSequences = Annotated[
     int | None,
     typer.Option("--max-sequences", help="Rows of the decoding batch.", show_default="32; 8 of a model that sees"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from farm import audit, batch, chat, farm_batches, jobs, keys, listings, models, roles, routes, tenants
+from farm import audit, batch, chat, farm_batches, jobs, keys, listings, models, providers, roles, routes, tenants
 from farm.errors import CommandError
 from farm.output import complain
 
@@ -36,7 +36,17 @@ for command in COMMANDS:
     app.command()(command)
 for name, farm_batch in farm_batches.COMMANDS.items():
     batch.app.command(name)(farm_batch)
-for group in (jobs.app, batch.app, audit.app, audit.database, tenants.app, keys.app, routes.app, settings):
+for group in (
+    jobs.app,
+    batch.app,
+    audit.app,
+    audit.database,
+    tenants.app,
+    keys.app,
+    providers.app,
+    routes.app,
+    settings,
+):
     app.add_typer(group)
 
 

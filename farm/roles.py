@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from farm import flags
+from farm.errors import UsageRefused
+
+MODEL_FLAGS = ("model", "model_name", "task", "adapters", "draft_model", "max_sequences", "kv_bits")
+"""Of `worker`: what a model is served with."""
 
 
 def become(module: str, *arguments: str, settings: Mapping[str, Any] | None = None) -> NoReturn:
@@ -37,6 +41,7 @@ def serve(
     draft_model: flags.DraftModel = None,
     embedding_model: flags.EmbeddingModel = None,
     rerank_model: flags.RerankModel = None,
+    providers: flags.Providers = None,
     max_sequences: flags.MaxSequences = None,
     kv_bits: flags.KvBits = None,
     home: flags.Home = None,
@@ -77,11 +82,21 @@ def worker(
     kv_bits: flags.KvBits = None,
     home: flags.Home = None,
     redis_url: flags.RedisUrl = None,
+    database_url: flags.DatabaseUrl = None,
     log_level: flags.LogLevel = None,
     log_format: flags.LogFormat = None,
+    providers: Annotated[
+        bool, typer.Option("--providers", help="Serve the models of providers instead, with no model of its own.")
+    ] = False,
 ) -> None:
-    """Start one worker: a node agent with a process for its model."""
-    become("workers", settings=ctx.params)
+    """Start one worker: a node agent with a process for its model, or one that asks providers."""
+    settings = {name: value for name, value in ctx.params.items() if name != "providers"}
+    if not providers:
+        become("workers", settings=settings)
+    if said := sorted(name for name in MODEL_FLAGS if settings.get(name) is not None):
+        flag = said[0].replace("_", "-")
+        raise UsageRefused(f"--{flag} says what a model is served with, and --providers serves none of this machine.")
+    become("workers.providers", settings=settings)
 
 
 def scheduler(

@@ -81,6 +81,8 @@ def _roles(api: ApiSettings, worker: WorkerSettings, beside: ServeSettings, redi
         if model:
             changes = {**_NOTHING_OF_THE_OTHER, "FARM_TASK": task, "FARM_MODEL": model}
             roles.append(_role(f"{task}-worker", "workers", worker_grace_s, environment | changes))
+    if beside.providers:
+        roles.append(_role("provider-worker", "workers.providers", worker_grace_s, environment))
     return [*roles, _role("scheduler", "scheduler", _SCHEDULER_GRACE_S, environment)]
 
 
@@ -95,7 +97,7 @@ def _announce(ready: Ready, api: ApiSettings, worker: WorkerSettings, home: Home
     about = ready["worker"]
     model = str(about.get("model") or worker.model)
     header = "" if ready["api"].get("open") else ' -H "Authorization: Bearer $FARM_API_KEY"'
-    more = [str(about["model"]) for name, about in ready.items() if name.endswith("-worker")]
+    more = [str(about["model"]) for name, about in ready.items() if name.endswith("-worker") and about["model"]]
     facts = {
         "API": f"{url}/v1   docs {url}/docs   metrics {url}/metrics",
         "Auth": _auth(ready["api"]),

@@ -1,4 +1,4 @@
-"""`python -m scheduler [run|upgrade|current|rebuild|key|sql]`: the scheduler process, and operations on the record.
+"""`python -m scheduler [run|upgrade|current|rebuild|key|rotate-secret|sql]`: the scheduler, and work on the record.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a server cannot be reached.
 """
@@ -36,6 +36,9 @@ from scheduler.model_record import ModelRecord
 from scheduler.pepper import Pepper
 from scheduler.process import announce_ready, cancel_all, configure_logs, stop_event
 from scheduler.projector import Projector, rebuild
+from scheduler.provider_board import ProviderBoard
+from scheduler.provider_news import ProviderNews
+from scheduler.provider_store import ProviderStore
 from scheduler.queue import JobQueue
 from scheduler.reaper import Reaper
 from scheduler.relay import Relay
@@ -43,6 +46,7 @@ from scheduler.retention import Retention
 from scheduler.servers import require_server
 from scheduler.settings import SchedulerSettings
 from scheduler.store import Store
+from scheduler.vault import Vault
 
 log = structlog.get_logger()
 
@@ -70,6 +74,7 @@ async def serve(settings: SchedulerSettings) -> None:
         ModelRecord(blocking, engine).run,
         Relay(redis, queue, Store(engine)).run,
         Lost(queue, Store(engine)).run,
+        ProviderNews(ProviderBoard(redis), ProviderStore(engine, Vault(settings))).run,
         partial(run_chores, settings, retention),
     ]
     migrated = asyncio.ensure_future(migrate(settings))
@@ -147,6 +152,20 @@ async def make_key(settings: SchedulerSettings, name: str, tenant: str, as_json:
     return 0
 
 
+async def rotate_secret(settings: SchedulerSettings, *, keep_old: bool) -> int:
+    """A new secret for what is kept encrypted; the old one goes once nothing is encrypted with it any more."""
+    vault, engine = Vault(settings), open_database(settings.database)
+    try:
+        vault.begin_rotation()
+        count = await ProviderStore(engine, vault).encrypt_again(COMMAND_LINE)
+    finally:
+        await engine.dispose()
+    if not keep_old:
+        vault.end_rotation()
+    _print(f"{count} keys of providers encrypted again with a new secret ({vault.where})")
+    return 0
+
+
 async def run_rebuild(settings: SchedulerSettings) -> int:
     """Compute the projected tables again."""
     engine = open_database(settings.database)
@@ -188,6 +207,8 @@ def _run(arguments: argparse.Namespace, settings: SchedulerSettings) -> int:
             return asyncio.run(show_current(settings, arguments.json))
         case "key":
             return asyncio.run(make_key(settings, arguments.name, arguments.tenant, arguments.json))
+        case "rotate-secret":
+            return asyncio.run(rotate_secret(settings, keep_old=arguments.keep_old))
         case "rebuild":
             return asyncio.run(run_rebuild(settings))
         case _:
@@ -206,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("name")
     key.add_argument("--tenant", default=DEFAULT_TENANT)
     key.add_argument("--json", action="store_true")
+    secret = commands.add_parser("rotate-secret", help="encrypt providers' keys with a new secret")
+    secret.add_argument("--keep-old", action="store_true")
     sql = commands.add_parser("sql", help="run one read-only SELECT")
     sql.add_argument("query")
     sql.add_argument("--limit", type=int, default=1000)

@@ -6,9 +6,10 @@ FarmError
 ├── NoLease                 a worker claims without a live lease
 ├── LogShortened            a job cannot be ended: the queue lost the end of its token log
 ├── IdempotencyConflict     one Idempotency-Key, two different bodies
-├── UnknownJob, UnknownModel, ModelFailed, UnknownFile, UnknownBatch, UnknownKey
+├── UnknownJob, UnknownModel, NoTokenizer, ModelFailed, UnknownFile, UnknownBatch, UnknownKey
 ├── InvalidKey ── TooManyFailures (from one address); Forbidden (the key's role, models or lanes)
 ├── InvalidTerms, KeyEnded, PepperUnusable: a key cannot be made, or rotated, or checked
+├── InvalidProvider, UnknownProvider, ProviderExists, VaultUnusable (the secret that opens providers' keys)
 ├── ContextTooLong, TemplateRefused, UnsupportedServer, AgentSilent, OrderRefused
 ├── AnswerDiverged          a resumed job went on with other tokens than those already told
 ├── LogRewritten            the queue forgot frames that a client has read
@@ -124,6 +125,15 @@ class UnknownModel(FarmError):
         self.nearest = nearest
 
 
+class NoTokenizer(FarmError):
+    """What needs a model's tokenizer was asked of one that a provider has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The model {name!r} is a provider's: its tokenizer is not here, so that nothing can be counted."
+        )
+
+
 class ModelFailed(FarmError):
     """The model is known, and no node agent can load it."""
 
@@ -227,6 +237,35 @@ class PepperUnusable(FarmError):
 
     def __init__(self, where: str, why: str) -> None:
         super().__init__(f"The pepper ({where}) {why}.")
+
+
+class InvalidProvider(FarmError):
+    """A provider cannot be as it was described."""
+
+    def __init__(self, param: str, why: str) -> None:
+        super().__init__(f"Invalid {param!r} of a provider: {why.rstrip('.')}.")
+        self.param = param
+
+
+class UnknownProvider(FarmError):
+    """No provider has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"No provider {name!r} is known here. GET /admin/providers lists them.")
+
+
+class ProviderExists(FarmError):
+    """The name is taken."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is a provider {name!r} already. Change it, or choose another name.")
+
+
+class VaultUnusable(FarmError):
+    """The secret that keys of providers are encrypted with is not as it should be."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"The secret of providers' keys ({where}) {why}.")
 
 
 class RecordUnavailable(FarmError):

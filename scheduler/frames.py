@@ -22,11 +22,23 @@ TokenLogprobs = tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...]
 _FRAME_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
 
+AnswerPart = tuple[str, str, int, str | None, str | None]
+"""A piece of an answer by somebody who tells its kinds apart: kind (reasoning, content, call) and text; of a call its
+number from 0, and where it begins its name and id."""
+
+FILTERED = "content_filter"
+"""A finish reason that only providers have: they did not want to say more."""
+
+BYTES_PER_TOKEN = 4
+"""An estimate, where only the end says how many there were."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Text and token ids that one step added to one choice; `finish_reason` (stop, length) ends the choice.
 
-    `vector`: little-endian float32, the whole answer of a model that does not generate.
+    `vector`: little-endian float32, the whole answer of a model that does not generate. `parts`: what a provider said,
+    in place of text and token ids.
     """
 
     index: int
@@ -36,6 +48,12 @@ class Chunk:
     finish_reason: str | None = None
     stop_string: str | None = None
     vector: bytes | None = None
+    parts: tuple[AnswerPart, ...] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it counts for, before the end has told their number."""
+        return len(self.token_ids) + sum(estimated_tokens(part[1]) for part in self.parts or ())
 
 
 CHUNK_FIELDS = len(fields(Chunk))
@@ -81,13 +99,20 @@ class Frame:
     body: tuple[Chunk, ...] | End
 
 
+def estimated_tokens(text: str) -> int:
+    """How many tokens a provider's text may be."""
+    return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+
 def encode_chunks(chunks: Sequence[Chunk]) -> bytes:
-    """To msgpack: a list of [index, ids, text, logprobs, finish_reason, stop_string], with a vector behind if any."""
+    """To msgpack: a list of [index, ids, text, logprobs, finish_reason, stop_string], with vector and parts behind."""
     return bytes(msgpack.packb([_fields(chunk) for chunk in chunks]))
 
 
 def _fields(c: Chunk) -> tuple[Any, ...]:
     fields = (c.index, c.token_ids, c.text, c.logprobs, c.finish_reason, c.stop_string)
+    if c.parts is not None:
+        return (*fields, c.vector, c.parts)
     return fields if c.vector is None else (*fields, c.vector)
 
 

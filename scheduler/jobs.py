@@ -82,7 +82,10 @@ class IllegalMove(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as its events tell it; times are Redis' clock in ms since 1970. `routing`: as in queue.NewJob."""
+    """A job as its events tell it; times are Redis' clock in ms since 1970. `routing`: as in queue.NewJob.
+
+    `model` is who has it now, or had it last. `cost_usd`: what a provider takes for it, None for models of the farm.
+    """
 
     id: str
     state: JobState
@@ -102,6 +105,7 @@ class Job:
     ended_ms: int | None = None
     cached_tokens: int = 0
     output_tokens: int = 0
+    cost_usd: float | None = None
     ttft_ms: float | None = None
     prefill_ms: float | None = None
     decode_ms: float | None = None
@@ -132,7 +136,7 @@ def apply(job: Job | None, event: Event) -> Job:
         first = event.at_ms if job.claimed_ms is None else job.claimed_ms
         return replace(job, claimed_ms=first, worker=event.data["worker"], attempts=int(event.data["attempt"]))
     if event.type in (EventType.REQUEUED, EventType.DELAYED):
-        return replace(job, crashes=int(event.data.get("crashes", job.crashes)))
+        return _moved(replace(job, crashes=int(event.data.get("crashes", job.crashes))), event)
     return _ended(job, event)
 
 
@@ -177,11 +181,21 @@ def _submitted(event: Event, state: JobState) -> Job:
     )
 
 
+def _moved(job: Job, event: Event) -> Job:
+    """With another model, where that of before has failed: the decision is kept with those of the beginning."""
+    if "model" not in event.data:
+        return job
+    passed_over = [*job.routing.get("passed_over", ()), {"model": job.model, "reason": str(event.data["error_code"])}]
+    return replace(job, model=str(event.data["model"]), routing=job.routing | {"passed_over": passed_over})
+
+
 def _ended(job: Job, event: Event) -> Job:
     data = event.data
     return replace(
         job,
         ended_ms=event.at_ms,
+        prompt_tokens=int(data.get("prompt_tokens", job.prompt_tokens)),
+        cost_usd=data.get("cost_usd"),
         crashes=int(data.get("crashes", job.crashes)),
         cached_tokens=int(data.get("cached_tokens", 0)),
         output_tokens=int(data.get("output_tokens", 0)),

@@ -42,6 +42,11 @@ class ModelEvent(StrEnum):
     PINNED = "pinned"
     """It does not give up its place any more; so from the start, where `by` is `settings`."""
     UNPINNED = "unpinned"
+    CIRCUIT_OPENED = "circuit_opened"
+    """A provider's model has failed again and again (why: how the last time), and is not asked for a while."""
+    CIRCUIT_HALF_OPEN = "circuit_half_open"
+    """One request tries it."""
+    CIRCUIT_CLOSED = "circuit_closed"
     ORDERED = "ordered"
     """An operator has asked for something."""
 

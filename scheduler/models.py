@@ -38,7 +38,8 @@ class ModelCard:
     `adapters` are names that can be asked for like a model's.
     `tool_format` is the name of mlx-lm's parser for the model's tool calls. `task`: generate, embed or rerank; a model
     that embeds has `dimensions`, and `short_dimensions` to which its vectors may be cut (() for any, None for none).
-    A model that sees has a rule for `images`.
+    A model that sees has a rule for `images`. Of a provider's model `provider` is the protocol (task: chat), and there
+    is no tokenizer; `max_output_tokens` is asked for where a request leaves it open.
     """
 
     name: str
@@ -66,6 +67,8 @@ class ModelCard:
     dimensions: int | None = None
     short_dimensions: tuple[int, ...] | None = None
     images: ImageRule | None = None
+    provider: str = ""
+    max_output_tokens: int = 0
 
     def encode(self) -> bytes:
         """To msgpack."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -162,7 +162,7 @@ class Projector:
     async def _result(self, job: Job) -> Result:
         """The finished log of an async job, and its request without the prompts: a body is kept until the end only."""
         request = await self._queue.body(job.id)
-        stripped = replace(request, prompts=()) if request else None
+        stripped = request.without_input() if request else None
         return Result(job, stripped.encode() if stripped else None, encode_frames(await self._whole_log(job.id)))
 
     async def _whole_log(self, job_id: str) -> list[Frame]:

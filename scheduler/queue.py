@@ -217,15 +217,16 @@ class JobQueue:
         async with redis_errors():
             return bool(await self.run("release", self.shard_of(job_id), job_id, token, why, delay_ms) == b"ok")
 
-    async def retry(self, job_id: str, token: str, why: str, data: Mapping[str, Any]) -> str:
-        """Give up on a held job for a reason that may pass: it is due again later, or dead after its last retry.
+    async def retry(self, job_id: str, token: str, why: str, data: Mapping[str, Any], *, least_ms: int = 0) -> str:
+        """Give up on a held job for a reason that may pass: due again later, `least_ms` or more, or dead in the end.
 
         `data` are the facts of the end, with `error_code` and `error`. Returns fenced, ended (as it had been asked
         to), dead, or the wait in ms.
         """
         facts = [data["error_code"], data["error"], orjson.dumps(data), encode_end(End(JobState.DEAD, data))]
         async with redis_errors():
-            answer = await self.run("retry", self.shard_of(job_id), job_id, token, random.random(), why, *facts)
+            args = (token, random.random(), why, *facts, least_ms)
+            answer = await self.run("retry", self.shard_of(job_id), job_id, *args)
         return str(answer.decode())
 
     async def cancel(self, job_id: str, by: str) -> JobState | None:

@@ -55,6 +55,9 @@ class JobRequest:
     For a model of vectors: `second_at` says of each prompt where a pair's second text begins (empty: no pairs),
     `dimensions` how many numbers are wanted (None: all).
     `keep_alive_s`: for how long the model is kept in memory without work after this (-1: for ever, None: as usual).
+    `conversation` is what a provider is asked, as JSON in the words of OpenAI's chat completions (api/hosted.py); the
+    job has no token ids then, and `asked_tokens` is an estimate. `fallbacks` are jobs, encoded, that take this one's
+    place one after the other where it fails before it has said anything (`next_request`).
     `rendering` is the edge's own note on how to put the answer into the caller's protocol; the core never reads it.
     """
 
@@ -73,6 +76,9 @@ class JobRequest:
     images: tuple[bytes, ...] = ()
     image_count: int = 0
     keep_alive_s: float | None = None
+    conversation: bytes = b""
+    asked_tokens: int = 0
+    fallbacks: tuple[bytes, ...] = ()
     rendering: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -82,8 +88,8 @@ class JobRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each counted once."""
-        return sum(len(prompt) for prompt in self.prompts)
+        """Tokens of all prompts, each counted once; an estimate where a provider is asked."""
+        return self.asked_tokens + sum(len(prompt) for prompt in self.prompts)
 
     def choice_prompt(self, index: int) -> tuple[int, ...]:
         """The prompt's token ids that choice `index` answers."""
@@ -111,6 +117,16 @@ class JobRequest:
         if len(self.prompts) != 1 or self.image_count:
             return []
         return prefix_marks(self.prompts[0], root=f"{self.cache_salt}\n{self.adapter or ''}")
+
+    def without_input(self) -> JobRequest:
+        """What is kept of a job that has ended: nothing of what it was asked."""
+        return replace(self, prompts=(), images=(), conversation=b"", fallbacks=())
+
+    def next_request(self) -> JobRequest | None:
+        """What takes this one's place when it fails; None: nothing does."""
+        if not self.fallbacks:
+            return None
+        return replace(JobRequest.decode(self.fallbacks[0]), fallbacks=self.fallbacks[1:])
 
     def encode(self) -> bytes:
         """To msgpack; `decode` is its inverse (lists inside `rendering` come back as tuples)."""

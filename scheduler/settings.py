@@ -43,6 +43,13 @@ class FarmSettings(BaseSettings):
     key_pepper: SecretStr | None = Field(
         None, description="Secret that API keys are checked with, one for all nodes; unset: the file home/pepper."
     )
+    secret_key: SecretStr | None = Field(
+        None,
+        description="Fernet keys, newest first, that open providers' keys; unset: the file home/secret-key.",
+    )
+    provider_hosts: str = Field(
+        "", description="host:port,… where providers may be although not https or not public: gateways of one's own."
+    )
     shards: int = Field(1, ge=1, le=256, description="Queue shards (hash slots); the same on every process.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a terminal.")
@@ -120,6 +127,11 @@ class FarmSettings(BaseSettings):
     def database(self) -> str:
         """The SQLAlchemy URL in effect."""
         return self.database_url or f"sqlite+aiosqlite:///{self.home_path / 'farm.db'}"
+
+    @property
+    def trusted_provider_hosts(self) -> frozenset[str]:
+        """Of `provider_hosts`."""
+        return _listed(self.provider_hosts)
 
     @property
     def queue_policy(self) -> QueuePolicy:
@@ -346,6 +358,8 @@ class WorkerSettings(FarmSettings):
 
 class ServeSettings(FarmSettings):
     """What `mlx-farm serve` needs besides: models with a worker of their own, next to the one that generates."""
+
+    providers: bool = Field(False, description="Serve the models of providers, too.")
 
     embedding_model: str = Field("", description="Folder or Hugging Face id of a model for /v1/embeddings.")
     rerank_model: str = Field("", description="Folder or Hugging Face id of a cross-encoder for /v1/rerank.")

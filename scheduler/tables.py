@@ -48,6 +48,7 @@ class JobRow(Table):
     ended_ms: Mapped[int | None]
     cached_tokens: Mapped[int]
     output_tokens: Mapped[int]
+    cost_usd: Mapped[float | None]
     ttft_ms: Mapped[float | None]
     prefill_ms: Mapped[float | None]
     decode_ms: Mapped[float | None]
@@ -327,6 +328,25 @@ class KeyRow(Table):
     rotated_ms: Mapped[int | None]
     expires_ms: Mapped[int | None]
     revoked_ms: Mapped[int | None]
+
+
+class ProviderRow(Table):
+    """A provider. `terms`: providers.py. `cipher`: its key, encrypted (vault.py). Rows stay when it is disabled.
+
+    `version` is that of the last change of any provider: higher than all before it.
+    """
+
+    __tablename__ = "providers"
+    __table_args__ = (UniqueConstraint("version"),)
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    version: Mapped[int]
+    terms: Mapped[dict[str, Any]]
+    cipher: Mapped[bytes | None] = mapped_column(LargeBinary)
+    enabled: Mapped[bool]
+    created_ms: Mapped[int]
+    changed_ms: Mapped[int]
+    key_changed_ms: Mapped[int]
 
 
 class AdminChangeRow(Table):

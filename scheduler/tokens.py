@@ -66,7 +66,7 @@ class TokenLog:
         """
         args: list[str | int | bytes] = []
         for emission in emissions:
-            tokens = sum(len(chunk.token_ids) for chunk in emission.chunks)
+            tokens = sum(chunk.tokens for chunk in emission.chunks)
             frame_id, payload = emission.id, encode_chunks(emission.chunks)
             args += [emission.job_id, emission.token, frame_id.generation, frame_id.sequence, tokens, payload]
         async with redis_errors():

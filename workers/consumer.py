@@ -8,36 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from scheduler.errors import LogShortened, NoLease, QueueUnavailable
 from scheduler.events import EventType
+from scheduler.failover import reroute
 from scheduler.frames import START, Frame
-from scheduler.frames import Chunk as FrameChunk
 from scheduler.job_ids import shard_of
 from scheduler.job_images import with_images
-from scheduler.jobs import Lane
 from scheduler.queue import Claimed, Heartbeat, JobQueue
+from scheduler.requests import JobRequest
 from scheduler.tokens import Emission, EmitCode, TokenLog
-from workers.engine import Chunk, Fault, FinishReason, Grammar, GrammarKind, Prompt, SamplingParams, StopRule
-from workers.engine_thread import EngineThread
+from workers.choices import choice_of, frame_chunks, prompt_for
+from workers.engine import Chunk, EngineStats, Fault, FinishReason
 from workers.held import HeldJob
 from workers.insistence import insist
 from workers.room import Room, RowBounds, room
+from workers.told import Told
 from workers.use import Use
 
 log = structlog.get_logger()
-
-PRIORITY = {Lane.HIGH: 1, Lane.NORMAL: 0, Lane.LOW: -1}
-"""Whose rows the engine keeps when its memory is short."""
 
 HOT_PREFIXES = 1024
 """The most beginnings of prompts that the queue takes a worker's cache to hold; fewer where it has fewer blocks."""
@@ -49,10 +48,35 @@ CLAIM_POLL_S = 0.25
 """A worker with room looks this often even when no wake-up came: pub/sub may lose one."""
 
 
+class Computing(Protocol):
+    """Who answers prompts: the engine's thread, or a provider. What comes of them goes to `Consumer.arrived`."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it holds."""
+
+    def submit(self, prompt: Any) -> None:
+        """Take in what `prompt_of` has made."""
+
+    def cancel(self, prompt_id: str) -> None:
+        """End a sequence; its last chunk says CANCELLED."""
+
+    def taken(self) -> None:
+        """One batch of chunks has been written out."""
+
+
 class Consumer:
     """Runs one pool's (model's) jobs, as many as the bounds allow; belongs to the loop's thread."""
 
-    def __init__(self, queue: JobQueue, engine: EngineThread, pool: str, use: Use, bounds: RowBounds) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        engine: Computing,
+        pool: str,
+        use: Use,
+        bounds: RowBounds,
+        prompt_of: Callable[[HeldJob, int], Any] | None = None,
+    ) -> None:
         self._queue = queue
         self._tokens = TokenLog(queue)
         self._engine = engine
@@ -69,6 +93,7 @@ class Consumer:
         self._wake = asyncio.Event()
         self._arrived: asyncio.Queue[list[Chunk]] = asyncio.Queue()
         self._use = use
+        self._prompt_of = prompt_of or prompt_for
 
     @property
     def held(self) -> list[str]:
@@ -198,7 +223,7 @@ class Consumer:
         if not job.unfinished:  # an earlier worker died between its last chunk and the end
             await self._end(job, EventType.FINISHED)
         for index in job.unfinished:
-            self._engine.submit(_prompt(job, index))
+            self._engine.submit(self._prompt_of(job, index))
 
     async def _read(self, job_id: str, frames: Sequence[Frame]) -> list[Frame]:
         after = frames[-1].id if frames else START
@@ -216,8 +241,9 @@ class Consumer:
                 continue  # dropped or ended meanwhile
             for chunk in parts:
                 if chunk.finish_reason is not None:
-                    job.ended_choice(_index(chunk), chunk.prefix)
-            body = _frame_chunks(job, parts)
+                    job.ended_choice(choice_of(chunk), chunk.prefix)
+                    job.count(chunk.counts if isinstance(chunk, Told) else {})
+            body = frame_chunks(job, parts)
             if body:
                 frame_id, body = job.next_frame(body, now_s)
                 emissions[shard_of(job.id)].append(Emission(job.id, job.claimed.token, frame_id, body))
@@ -267,9 +293,10 @@ class Consumer:
             return
         failed = next((chunk for chunk in chunks if chunk.finish_reason is FinishReason.ERROR), None)
         if failed is not None:
-            code = "invalid_request" if failed.fault is Fault.PROMPT else "engine_error"
+            told = failed if isinstance(failed, Told) else None
+            code = (told and told.code) or ("invalid_request" if failed.fault is Fault.PROMPT else "engine_error")
             job.error = (code, failed.error or "The engine failed.")
-            await (self._retry(job) if failed.fault is Fault.PASSING else self._end(job, EventType.FAILED))
+            await self._fail(job, failed.fault, told.wait_s if told else 0.0)
         elif any(chunk.finish_reason is FinishReason.CANCELLED for chunk in chunks):
             await self._end(job, job.ending or EventType.CANCELLED)
         elif not job.unfinished:
@@ -292,11 +319,32 @@ class Consumer:
         token, sequence = job.claimed.token, job.sequence
         await insist(lambda: self._queue.finish(job.id, token, event, facts, sequence=sequence))
 
-    async def _retry(self, job: HeldJob) -> None:
+    async def _fail(self, job: HeldJob, fault: Fault, wait_s: float) -> None:
+        """What is the request's own fault ends it; what is not goes to who takes over, is tried again, or ends it."""
+        request = None if fault is Fault.PROMPT or job.has_spoken else job.claimed.request.next_request()
+        if request is not None:
+            await self._move(job, request)
+        elif fault is Fault.PASSING:
+            await self._retry(job, wait_s)
+        else:
+            await self._end(job, EventType.FAILED)
+
+    async def _move(self, job: HeldJob, request: JobRequest) -> None:
+        """Another model takes over a job that has said nothing."""
+        assert job.error is not None
+        code, error = job.error
+        job.closing = True
+        facts = {"error_code": code, "error": error}
+        answer = await insist(lambda: reroute(self._queue, job.id, job.claimed.token, request, facts))
+        log.warning("job failed, another model takes over", job=job.id, model=request.model, error=error, answer=answer)
+        self._drop(job)
+
+    async def _retry(self, job: HeldJob, wait_s: float) -> None:
         """Hand back a job whose failure may pass: another attempt goes on after what is in its log."""
         facts = job.end(EventType.DIED, time.monotonic())
         job.closing = True
-        answer = await insist(lambda: self._queue.retry(job.id, job.claimed.token, "engine_error", facts))
+        token, code, least_ms = job.claimed.token, facts["error_code"], math.ceil(wait_s * 1000)
+        answer = await insist(lambda: self._queue.retry(job.id, token, code, facts, least_ms=least_ms))
         log.warning("job failed, perhaps not for good", job=job.id, error=facts["error"], answer=answer)
         self._drop(job)
 
@@ -318,80 +366,3 @@ class Consumer:
             self._solo = False
             self._use.ended()
         self.wake()
-
-
-def _prompt(job: HeldJob, index: int) -> Prompt:
-    request = job.claimed.request
-    sampling, stopping = request.sampling, request.stopping
-    return Prompt(
-        id=f"{job.run}/{index}",
-        token_ids=request.choice_prompt(index),
-        sampling=SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            logit_bias=sampling.logit_bias,
-            seed=request.choice_seed(index),
-        ),
-        stop=StopRule(
-            max_tokens=stopping.max_tokens,
-            min_tokens=stopping.min_tokens,
-            strings=stopping.strings,
-            token_ids=stopping.token_ids,
-            ignore_eos=stopping.ignore_eos,
-        ),
-        logprobs=request.logprobs,
-        resume_ids=tuple(job.choices[index].token_ids),
-        priority=PRIORITY[job.claimed.lane],
-        adapter=request.adapter,
-        cache_salt=request.cache_salt,
-        second_at=request.choice_second_at(index),
-        dimensions=request.dimensions,
-        images=request.images,
-        grammar=Grammar(GrammarKind(request.grammar.kind), request.grammar.text) if request.grammar else None,
-    )
-
-
-def _frame_chunks(job: HeldJob, chunks: Sequence[Chunk]) -> tuple[FrameChunk, ...]:
-    """The engine's chunks in the log's words; several steps of one choice become one chunk."""
-    merged: dict[int, FrameChunk] = {}
-    for chunk in chunks:
-        after = _frame_chunk(chunk)
-        says_nothing = not (after.token_ids or after.text or after.finish_reason)
-        if job.choices[after.index].finish_reason is not None or says_nothing:
-            continue
-        before = merged.get(after.index)
-        merged[after.index] = after if before is None else _joined(before, after)
-    return tuple(merged.values())
-
-
-def _frame_chunk(chunk: Chunk) -> FrameChunk:
-    """CANCELLED and ERROR are the job's end, told by the terminal frame, and not a choice's finish reason."""
-    reason = chunk.finish_reason if chunk.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) else None
-    logprobs = None
-    if chunk.logprobs is not None:
-        logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
-    ended = reason.value if reason else None
-    return FrameChunk(_index(chunk), chunk.token_ids, chunk.text, logprobs, ended, chunk.stop_string, chunk.vector)
-
-
-def _index(chunk: Chunk) -> int:
-    """Which choice of its job a sequence is."""
-    return int(chunk.prompt_id.rpartition("/")[2])
-
-
-def _joined(before: FrameChunk, after: FrameChunk) -> FrameChunk:
-    """Two successive chunks of one choice as one."""
-    return FrameChunk(
-        before.index,
-        before.token_ids + after.token_ids,
-        before.text + after.text,
-        None if after.logprobs is None else (before.logprobs or ()) + after.logprobs,
-        after.finish_reason,
-        after.stop_string,
-        after.vector or before.vector,
-    )

@@ -5,7 +5,7 @@ A resumed job starts from its token log: choices that had finished stay finished
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class HeldJob:
         self.claimed_s = now_s
         self.first_token_s: float | None = None
         self.resumed = bool(log)
+        self.counts: dict[str, Any] = {}  # what a provider counted, in place of ours
         for frame in log:
             if not isinstance(frame.body, End):
                 self.frames.append((frame.id, frame.body))
@@ -66,10 +67,15 @@ class HeldJob:
         """Tokens of all choices and attempts."""
         return sum(len(choice.token_ids) for choice in self.choices)
 
+    @property
+    def has_spoken(self) -> bool:
+        """Is anything of an answer in the log, or on its way there?"""
+        return any(chunk.tokens or chunk.text for _, body in self.frames for chunk in body)
+
     def next_frame(self, chunks: Iterable[Chunk], now_s: float) -> tuple[FrameId, tuple[Chunk, ...]]:
         """Number a step's chunks as the next frame of this job's log and remember them."""
         body = tuple(chunks)
-        if self.first_token_s is None and any(chunk.token_ids or chunk.vector for chunk in body):
+        if self.first_token_s is None and any(chunk.token_ids or chunk.vector or chunk.parts for chunk in body):
             self.first_token_s = now_s
         self.frames.append((FrameId(self.claimed.generation, self.sequence + 1), body))
         self._apply(body)
@@ -79,6 +85,12 @@ class HeldJob:
         """What a cache did for a choice that this worker brought to its end."""
         self.choices[index].prefix = prefix
 
+    def count(self, counts: Mapping[str, Any]) -> None:
+        """What a provider counted of one choice, added to what it counted of the others."""
+        for name, value in counts.items():
+            is_number = isinstance(value, int | float)
+            self.counts[name] = self.counts.get(name, 0) + value if is_number else value
+
     def end(self, event: EventType, now_s: float) -> dict[str, Any]:
         """The facts of the terminal event: usage, timings, and why."""
         request = self.claimed.request
@@ -87,6 +99,7 @@ class HeldJob:
             **self._prefix_use(),
             "output_tokens": self.output_tokens,
             "finish_reason": self._finish_reason(event),
+            **self.counts,
         }
         if self.first_token_s is not None:
             prefill_ms = (self.first_token_s - self.claimed_s) * 1000

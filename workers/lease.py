@@ -12,7 +12,7 @@ import structlog
 from scheduler.connections import command_client
 from scheduler.errors import QueueUnavailable
 from scheduler.queue import Heartbeat, JobQueue
-from scheduler.settings import WorkerSettings
+from scheduler.settings import FarmSettings
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ class Lease:
 
     def __init__(
         self,
-        settings: WorkerSettings,
+        settings: FarmSettings,
         base: str,
         *,
         held: Callable[[], Sequence[str]],

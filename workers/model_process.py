@@ -20,15 +20,13 @@ from typing import Any, NoReturn
 
 import structlog
 import uvloop
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from scheduler.connections import blocking_client, command_client
 from scheduler.errors import QueueUnavailable
 from scheduler.image_tokens import ImageRule
 from scheduler.models import ModelCard, ModelCatalog, tokenizer_hash
 from scheduler.process import EXIT_MODEL, announce_ready, cancel_all, configure_logs, stop_event
-from scheduler.queue import Heartbeat, JobQueue, shard_key
+from scheduler.queue import Heartbeat, JobQueue
 from scheduler.settings import WorkerSettings
 from scheduler.workers import WorkerBoard
 from workers.consumer import Consumer
@@ -56,6 +54,7 @@ from workers.pulse import Pulse
 from workers.room import RowBounds
 from workers.spawning import told_to_begin
 from workers.use import Use
+from workers.waking import wake_by
 from workers.words import HOLDS, LOADING, MEMORY, REFUSED, say
 
 log = structlog.get_logger()
@@ -132,7 +131,7 @@ class ModelProcess:
         tasks = [
             asyncio.create_task(self._consumer.claim_loop()),
             asyncio.create_task(self._consumer.emit_loop()),
-            asyncio.create_task(self._wake_loop()),
+            asyncio.create_task(wake_by(self._blocking, self._queue, self._lease.base, self._consumer.wake)),
             asyncio.create_task(self._show(card, info.tokenizer_json, figures)),
         ]
         await ModelCatalog(self._redis).publish(card, info.tokenizer_json)
@@ -159,19 +158,6 @@ class ModelProcess:
         await asyncio.to_thread(self._engine.stop)
         await self._redis.aclose()
         await self._blocking.aclose()
-
-    async def _wake_loop(self) -> None:
-        channels = [shard_key(shard, f"wake:{self._lease.base}") for shard in range(self._queue.shards)]
-        while True:
-            with suppress(RedisError, OSError):
-                await self._listen(self._blocking, channels)
-            await asyncio.sleep(0.5)
-
-    async def _listen(self, redis: Redis, channels: list[str]) -> None:
-        async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-            await pubsub.subscribe(*channels)
-            async for _ in pubsub.listen():
-                self._consumer.wake()
 
     async def _show(self, card: ModelCard, tokenizer_json: str, facts: dict[str, Any]) -> None:
         """Keep the model's card and this worker's figures in Redis."""

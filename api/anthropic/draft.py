@@ -73,6 +73,23 @@ class MessagesDraft(BodyDraft):
         except ContextTooLong as error:
             raise prompt_too_long(error) from error
 
+    def hosted(self, card: ModelCard, route: Route, asked_tokens: int) -> JobRequest:
+        """For a provider's model; what is said of thinking goes on as it is. Raises ApiError."""
+        effort = self.body.output_config.effort if self.body.output_config else None
+        update: dict[str, Any] = {"max_completion_tokens": self.body.max_tokens or 1, "reasoning_effort": effort}
+        thinking = None
+        if self.body.thinking is not None and self.thinks and card.provider == "anthropic":
+            thinking = self.body.thinking.model_dump(include={"type", "budget_tokens"}, exclude_none=True)
+        elif self.thinks and effort is None:
+            self.own_ignored.append("thinking")
+        chat = replace(self.chat, body=self.chat.body.model_copy(update=update))
+        try:
+            job = chat.hosted(card, route, asked_tokens, thinking or {"type": "disabled"})
+        except ApiError as error:
+            raise _in_own_words(error, self.conversation.turns) from error
+        note = MessagesNote(display=self._display(), silent=not self.body.max_tokens)
+        return replace(job, kind=MESSAGES_KIND, rendering=job.rendering | {"extras": note.as_dict()})
+
     async def job(self, card: ModelCard, prompts: PromptFormat, route: Route) -> JobRequest:
         """The job's body; `max_tokens` is what the context has room for. Raises ApiError, TemplateRefused,
         ContextTooLong for a prompt that leaves no room.

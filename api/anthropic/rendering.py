@@ -14,8 +14,8 @@ from api.anthropic.note import Display, MessagesNote
 from api.anthropic.thoughts import signature
 from api.errors import ApiError
 from api.reading import AnswerReader, Part, PartKind, call_digest
-from api.rendering import Dialect, Event, RenderingNote, TokenBytes
-from scheduler.frames import Chunk, End
+from api.rendering import Dialect, Event, RenderingNote, TokenBytes, counted
+from scheduler.frames import FILTERED, Chunk, End
 
 ANTHROPIC_STREAM = Dialect(named=True, done=b"", keep_alive=b'event: ping\ndata: {"type":"ping"}\n\n')
 
@@ -160,6 +160,8 @@ class MessagesRenderer:
         reader = self._reader
         if reader.finish_reason == "length":
             return ("model_context_window_exceeded" if self._own.context_bound else "max_tokens"), None
+        if reader.finish_reason == FILTERED:
+            return "refusal", None
         if reader.calls:
             return "tool_use", None
         if reader.stop_string is not None:
@@ -184,14 +186,15 @@ class MessagesRenderer:
     def _usage(self, end: End | None) -> dict[str, Any]:
         """The three parts of the prompt add up to it: read from the cache, written to it, neither."""
         data = end.data if end is not None else {}
-        read = min(int(data.get("cached_tokens") or 0), self._note.prompt_tokens)
-        written = min(int(data.get("cache_written_tokens") or 0), self._note.prompt_tokens - read)
+        counts = counted(self._note, self._reader.output_tokens, self._reader.reasoning_tokens, end)
+        read = min(int(data.get("cached_tokens") or 0), counts.prompt_tokens)
+        written = min(int(data.get("cache_written_tokens") or 0), counts.prompt_tokens - read)
         return {
-            "input_tokens": self._note.prompt_tokens - read - written,
+            "input_tokens": counts.prompt_tokens - read - written,
             "cache_creation_input_tokens": written,
             "cache_read_input_tokens": read,
-            "output_tokens": 0 if self._own.silent else self._reader.output_tokens,
-            "output_tokens_details": {"thinking_tokens": self._reader.reasoning_tokens},
+            "output_tokens": 0 if self._own.silent else counts.output_tokens,
+            "output_tokens_details": {"thinking_tokens": counts.reasoning_tokens},
             "service_tier": TIERS.get(self._note.service_tier, "standard"),
         }
 

@@ -7,7 +7,7 @@ import re
 from fastapi import Request
 
 from api.errors import InvalidParameter
-from api.outbound import ForbiddenAddress, check_url
+from scheduler.outbound import ForbiddenAddress, check_url
 from scheduler.settings import ApiSettings
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,6})(s|m|h|d)")

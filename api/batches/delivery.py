@@ -12,7 +12,7 @@ import time
 import httpcore2
 import structlog
 
-from api.outbound import ForbiddenAddress, PublicOnly, check_url
+from scheduler.outbound import ForbiddenAddress, PublicOnly, check_url
 from scheduler.outbox import Outbox, Webhook
 
 log = structlog.get_logger()

@@ -15,6 +15,7 @@ from api.formats import THREAD_CHARS
 from api.images import Shown
 from api.openai.call_grammar import CallChoice, call_binding, can_bind_calls, unbound_texts
 from api.openai.guiding import Binding, asked_binding, behind_thinking, check, check_compatible, thinking_rules
+from api.openai.hosting import hosted_request
 from api.openai.messages import shown_images, template_messages, template_tools, text_of, without_effect
 from api.openai.parameters import LANE_TIERS, PlainDraft, ignored_fields, sampling, stopping
 from api.openai.schemas import ChatRequest
@@ -75,6 +76,13 @@ class ChatDraft(PlainDraft):
             rendering=self._note(card, route.lane, text, len(ids)).as_dict(),
         )
         return route.overrides.on(asked)
+
+    def hosted(
+        self, card: ModelCard, route: Route, asked_tokens: int, thinking: dict[str, Any] | None = None
+    ) -> JobRequest:
+        """For a provider's model. Raises ApiError."""
+        note = self._note(card, route.lane, "", asked_tokens)
+        return hosted_request(CHAT_KIND, self.body, card, route, note, thinking)
 
     async def prompt(self, card: ModelCard, prompts: PromptFormat) -> tuple[str, tuple[int, ...]]:
         """The conversation as the model's template writes it, and its tokens; its images have been read.

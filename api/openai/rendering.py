@@ -6,7 +6,7 @@ import secrets
 from typing import Any
 
 from api.errors import ApiError
-from api.rendering import Dialect, Event, RenderingNote
+from api.rendering import Dialect, Event, RenderingNote, counted
 from scheduler.frames import End
 
 OPENAI_STREAM = Dialect(named=False, done=b"data: [DONE]\n\n", keep_alive=b": keep-alive\n")
@@ -20,13 +20,14 @@ OBFUSCATION_BLOCK_CHARS = 32
 
 def usage(note: RenderingNote, *, output_tokens: int, reasoning_tokens: int, end: End | None) -> dict[str, Any]:
     """OpenAI's usage object; what came from a cache is known at the `end`."""
+    counts = counted(note, output_tokens, reasoning_tokens, end)
     cached_tokens = int(end.data.get("cached_tokens") or 0) if end else 0
     return {
-        "prompt_tokens": note.prompt_tokens,
-        "completion_tokens": output_tokens,
-        "total_tokens": note.prompt_tokens + output_tokens,
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.output_tokens,
+        "total_tokens": counts.prompt_tokens + counts.output_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "completion_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
     }
 
 

@@ -160,18 +160,24 @@ NO_OVERRIDES = Overrides()
 
 
 class Target(_Part):
-    """A model that may serve, or one of its adapters. `weight` is its part among a rule's targets."""
+    """A model that may serve, one of its adapters, or a provider's model (`provider/model`, or `provider` beside it).
+
+    `weight` is its part among a rule's targets.
+    """
 
     model: Name
-    provider: Name | None = Field(None, description="Reserved: there are no providers yet.")
     weight: int = Field(1, ge=0, le=1_000_000)
     timeout_s: TimeoutS | None = Field(None, description="A job that somebody waits for has ended by then.")
 
-    @model_validator(mode="after")
-    def _is_local(self) -> Target:
-        if self.provider is not None:
-            raise ValueError(f"there is no provider {self.provider!r}: targets are models of this farm; leave it out")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_word(cls, said: Any) -> Any:
+        """What is served has one name everywhere."""
+        if not isinstance(said, dict) or not isinstance(provider := said.get("provider"), str):
+            return said
+        return {name: value for name, value in said.items() if name != "provider"} | {
+            "model": f"{provider}/{said.get('model', '')}"
+        }
 
 
 class Sticky(StrEnum):

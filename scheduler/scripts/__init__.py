@@ -16,7 +16,7 @@ from scheduler.jobs import TRANSITIONS
 
 NAMES = (
     *("submit", "claim", "emit", "finish", "release", "cancel", "expire", "heartbeat", "reap", "listen"),
-    *("room", "place", "retry", "discard", "leave", "lose", "glance", "demand", "turn_away", "let_expire"),
+    *("room", "place", "retry", "discard", "leave", "lose", "glance", "demand", "turn_away", "let_expire", "reroute"),
 )
 
 LIMIT_NAMES = ("admit", "settle")
@@ -73,6 +73,11 @@ def limit_texts() -> Mapping[str, str]:
 def hold_text() -> str:
     """The script by which one agent at a time brings a model into memory."""
     return _text("hold")
+
+
+def circuit_text() -> str:
+    """The script of circuit breakers, which stands by itself."""
+    return _text("circuit")
 
 
 def _text(name: str) -> str:

@@ -226,7 +226,8 @@ end
 -- What a job has really used of its key's limits, to be settled: the limits live in another hash slot.
 local function note_used(budget, id, j, t, data)
   local r, said = redis.call('HMGET', j, 'attempt', 'prompt', 'out'), cjson.decode(data)
-  local input = tonumber(r[1]) > 0 and math.max(0, tonumber(r[2]) - (tonumber(said['cached_tokens']) or 0)) or 0
+  local prompt = tonumber(said['prompt_tokens']) or tonumber(r[2])
+  local input = tonumber(r[1]) > 0 and math.max(0, prompt - (tonumber(said['cached_tokens']) or 0)) or 0
   local output = tonumber(said['output_tokens']) or tonumber(r[3])
   redis.call('ZADD', S .. 'used', t, id .. ' ' .. int(input) .. ' ' .. int(output) .. ' ' .. budget)
 end
@@ -273,7 +274,13 @@ local function finish(event, state, id, j, t, data, frame)
   if r[1] and r[1] ~= '' then
     redis.call('SREM', S .. 'wj:' .. r[1], id)
     local cached = tonumber(string.match(data, '"cached_tokens": ?(%d+)') or '0')
-    local left = tonumber(redis.call('HGET', j, 'out') or '0') % CHARGE_TOKENS - cached
+    local out = tonumber(redis.call('HGET', j, 'out') or '0')
+    local left = out % CHARGE_TOKENS - cached
+    if string.find(data, '"provider":', 1, true) then -- until now its tokens were an estimate
+      local told = tonumber(string.match(data, '"output_tokens": ?(%d+)') or out)
+      left = left + told - out
+      redis.call('HSET', j, 'out', int(told))
+    end
     if left ~= 0 then charge(j, left) end
     if tonumber(redis.call('HGET', S .. 'cnt', 'p:' .. r[6]) or '0') > 0 then note_drain(r[6], t, 1, tonumber(r[7])) end
   end

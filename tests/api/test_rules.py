@@ -246,7 +246,7 @@ async def test_a_targets_timeout_bounds_jobs_that_somebody_waits_for(
 @pytest.mark.parametrize(
     ("rule", "param", "says"),
     [
-        ({"targets": [{"model": "m", "provider": "cloud"}]}, "rules.0.targets.0", "there is no provider 'cloud'"),
+        ({"targets": [{"model": "m", "provider": 7}]}, "rules.0.targets.0.provider", "Extra inputs"),
         ({"match": "regex", "pattern": "(a"}, "rules.0", "no regular expression of RE2"),
         ({"overrides": {"temperature": 9}}, "rules.0.overrides.temperature", "less than or equal to 2"),
         ({"when": {"weather": "fine"}}, "rules.0.when.weather", "Extra inputs are not permitted"),

@@ -13,8 +13,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.delivery import Delivery
-from api.outbound import ForbiddenAddress, PublicOnly, check_url, is_public
 from scheduler.database import open_database
+from scheduler.outbound import ForbiddenAddress, PublicOnly, check_url, is_public
 from scheduler.outbox import Outbox, add_webhook, webhook
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of at least this length").decode()

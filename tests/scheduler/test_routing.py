@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from scheduler.errors import InvalidRule
 from scheduler.jobs import Lane
@@ -144,9 +143,10 @@ def test_a_rule_that_cannot_be_applied_is_refused(said: dict[str, Any]) -> None:
         read_rule({"name": "r", "match": "exact", "pattern": "p", "targets": [{"model": "m"}], **said})
 
 
-def test_a_provider_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ValidationError, match="there is no provider 'cloud': targets are models of this farm"):
-        rule("r", "exact", "p", {"model": "m", "provider": "cloud"})
+def test_a_providers_model_has_one_name_however_it_is_said() -> None:
+    apart, together = rule("r", "exact", "p", {"model": "m", "provider": "cloud"}), rule("r", "exact", "p", "cloud/m")
+    assert apart.targets == together.targets
+    assert apart.as_json()["targets"] == [{"model": "cloud/m"}]
 
 
 def test_two_rules_of_one_name_too_many_and_too_large_ones_are_refused() -> None:

@@ -90,6 +90,13 @@ class ResponseDraft(UrgentDraft):
         except ApiError as error:
             raise _in_our_words(error, self.paths, self.box) from error
 
+    def hosted(self, card: ModelCard, route: Route, asked_tokens: int) -> JobRequest:
+        """For a provider's model; `truncation` is left to the provider. Raises ApiError."""
+        try:
+            return self._as_response(self.chat.hosted(card, route, asked_tokens))
+        except ApiError as error:
+            raise _in_our_words(error, self.paths, self.box) from error
+
     async def input_tokens(self, card: ModelCard, prompts: PromptFormat, route: Route) -> int:
         """How many tokens the model would read, whether they fit or not. Raises ApiError, TemplateRefused."""
         try:

@@ -13,8 +13,8 @@ from api.openai.rendering import finite, obfuscation, token_text
 from api.openai.responses.items import Items, Manner, Step
 from api.openai.responses.names import response_id
 from api.reading import AnswerReader, PartKind
-from api.rendering import Dialect, Event, RenderingNote, TokenBytes
-from scheduler.frames import Chunk, End
+from api.rendering import Dialect, Event, RenderingNote, TokenBytes, counted
+from scheduler.frames import FILTERED, Chunk, End
 from scheduler.jobs import JobState
 
 RESPONSE_STREAM = Dialect(named=True, done=b"", keep_alive=b": keep-alive\n")
@@ -98,6 +98,8 @@ class ResponseRenderer:
             return self.as_response("failed", end, error={"code": code, "message": error.message})
         if self._reader.finish_reason == "length":
             return self.as_response("incomplete", end, incomplete_details={"reason": "max_output_tokens"})
+        if self._reader.finish_reason == FILTERED:
+            return self.as_response("incomplete", end, incomplete_details={"reason": FILTERED})
         return self.as_response("completed", end)
 
     def as_response(self, status: str, end: End | None = None, **more: Any) -> dict[str, Any]:
@@ -159,14 +161,14 @@ class ResponseRenderer:
         return events
 
     def _usage(self, end: End) -> dict[str, Any]:
-        prompt_tokens, output_tokens = self._note.prompt_tokens, self._reader.output_tokens
+        counts = counted(self._note, self._reader.output_tokens, self._reader.reasoning_tokens, end)
         read, written = (int(end.data.get(name) or 0) for name in ("cached_tokens", "cache_written_tokens"))
         return {
-            "input_tokens": prompt_tokens,
+            "input_tokens": counts.prompt_tokens,
             "input_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
-            "output_tokens": output_tokens,
-            "output_tokens_details": {"reasoning_tokens": self._reader.reasoning_tokens},
-            "total_tokens": prompt_tokens + output_tokens,
+            "output_tokens": counts.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
+            "total_tokens": counts.prompt_tokens + counts.output_tokens,
         }
 
 
