@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from scheduler.jobs import FAILOVER
 from scheduler.outages import redis_errors
 from scheduler.queue import JobQueue
 from scheduler.requests import JobRequest
@@ -17,7 +18,7 @@ async def reroute(queue: JobQueue, job_id: str, token: str, request: JobRequest,
 
     `why` has `error_code` and `error`. Returns ok, fenced, or ended (as it had been asked to). Raises QueueUnavailable.
     """
-    facts = {"why": "failover", "model": request.model, "crashes": 0, **why}
+    facts = {"why": FAILOVER, "model": request.model, "crashes": 0, **why}
     args = (token, request.model, request.without_images().encode(), request.prompt_tokens, orjson.dumps(facts))
     async with redis_errors():
         answer = await queue.run("reroute", queue.shard_of(job_id), job_id, *args)

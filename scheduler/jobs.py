@@ -69,6 +69,9 @@ TRANSITIONS: dict[EventType, tuple[frozenset[JobState | None], JobState]] = {
     EventType.DIED: (frozenset({JobState.RUNNING}), JobState.DEAD),
 }
 
+FAILOVER = "failover"
+"""Why a job is queued again, where another model takes over."""
+
 ENDS = {state: event for event, (_, state) in TRANSITIONS.items() if state in TERMINAL and event is not EventType.LOST}
 """The event that brings a job to each end, when the queue has it."""
 
@@ -183,7 +186,7 @@ def _submitted(event: Event, state: JobState) -> Job:
 
 def _moved(job: Job, event: Event) -> Job:
     """With another model, where that of before has failed: the decision is kept with those of the beginning."""
-    if "model" not in event.data:
+    if event.data.get("why") != FAILOVER:
         return job
     passed_over = [*job.routing.get("passed_over", ()), {"model": job.model, "reason": str(event.data["error_code"])}]
     return replace(job, model=str(event.data["model"]), routing=job.routing | {"passed_over": passed_over})

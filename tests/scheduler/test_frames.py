@@ -53,6 +53,6 @@ def test_what_is_no_frame_id_is_refused(text: str) -> None:
 
 
 def test_what_a_newer_worker_adds_to_a_chunk_is_ignored() -> None:
-    chunk = Chunk(0, (1, 2), "ab", None, "stop", None, b"vector")
+    chunk = Chunk(0, (1, 2), "ab", None, "stop", None, b"vector", (("content", "a", 0, None, None),))
     (told,) = msgpack.unpackb(encode_chunks([chunk]))
     assert decode_body(msgpack.packb([[*told, "news", 7]])) == (chunk,)
