@@ -64,10 +64,12 @@ ENDPOINTS: Mapping[Need, Sequence[str]] = {
         *("GET /admin/rules", "GET /admin/rules/current", "GET /admin/rules/{version}"),
         "GET /admin/rules/drafts/{draft_id}",
         *("GET /admin/models/events", "GET /admin/models/agents", "GET /v1/audit/models"),
+        *(f"GET /admin/gallery/{what}" for what in ("nodes", "models", "recommend", "pulls", "pulls/{pull_id}")),
     ),
     Need.RUN: (
         "POST /admin/tenants/{name}",
         *(f"POST /admin/models/{action}" for action in ("load", "unload", "pin", "unpin")),
+        *("GET /admin/gallery/search", "POST /admin/gallery/pulls", "POST /admin/gallery/pulls/{pull_id}/cancel"),
         *("POST /admin/rules/drafts", "DELETE /admin/rules/drafts/{draft_id}", "POST /admin/rules/dry-run"),
         *("POST /admin/rules/apply", "POST /admin/rules/rollback"),
     ),

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from api import audit, dead_letters, health, jobs, models
 from api.admin import changes
+from api.admin import gallery as admin_gallery
 from api.admin import keys as admin_keys
 from api.admin import models as admin_models
 from api.admin import orders as admin_orders
@@ -70,8 +71,8 @@ def create_app(settings: ApiSettings, drain: Drain | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _bug)
     inference = (models, routes, stored, tokenizing, responses, anthropic_routes, vector_routes)
-    farm = (dead_letters, jobs, audit, admin_models, admin_orders, admin_rules, admin_tenants, changes)
-    secrets = (admin_keys, admin_providers)
+    farm = (dead_letters, jobs, audit, admin_models, admin_orders, admin_gallery, admin_rules, admin_tenants)
+    secrets = (admin_keys, admin_providers, changes)
     for module in (health, *inference, files, batches, message_batches, *farm, *secrets):
         app.include_router(module.router)
     return app

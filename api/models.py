@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,6 +15,7 @@ from api.openai.models import model_object
 from scheduler.admission import Caller
 from scheduler.errors import UnknownModel
 from scheduler.models import ModelCard, Served
+from scheduler.routing.choice import other_names
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -26,17 +28,18 @@ async def list_models(
     after_id: str | None = None,
     before_id: str | None = None,
 ) -> Response:
-    """All models that a worker serves now and that the key may use, each with its adapters behind it.
+    """All models that a worker serves now and that the key may use, each with its adapters behind it; then aliases.
 
     OpenAI's list with vLLM's extras; Anthropic's pages (`limit`, `after_id`, `before_id`) for callers that send
     `anthropic-version`.
     """
     caller: Caller = request.state.caller
-    known = [served for card in await node.catalog.cards() for served in _with_adapters(card)]
-    served = [each for each in known if caller.sees_model(each.adapter or each.card.name)]
+    known = [named for card in await node.catalog.cards() for named in _with_adapters(card)]
+    known += _with_other_names(dict(reversed(known)), other_names(node.rules.current))
+    served = [(name, each) for name, each in known if caller.sees_model(name)]
     if speaks_anthropic(request.scope):
         return JsonResponse(model_page(served, limit=limit, after_id=after_id, before_id=before_id))
-    return JsonResponse({"object": "list", "data": [model_object(each) for each in served]})
+    return JsonResponse({"object": "list", "data": [model_object(name, each) for name, each in served]})
 
 
 @router.get("/{model_id:path}")
@@ -45,9 +48,16 @@ async def get_model(model_id: str, node: CurrentNode, request: Request) -> Respo
     caller: Caller = request.state.caller
     if not caller.sees_model(model_id):
         raise UnknownModel(model_id, [])
-    served = await node.catalog.find(model_id)
-    return JsonResponse(model_info(served) if speaks_anthropic(request.scope) else model_object(served))
+    name = other_names(node.rules.current).get(model_id, model_id)
+    served = await node.catalog.find(name)
+    show = model_info if speaks_anthropic(request.scope) else model_object
+    return JsonResponse(show(model_id, served))
 
 
-def _with_adapters(card: ModelCard) -> list[Served]:
-    return [Served(card), *(Served(card, adapter) for adapter in card.adapters)]
+def _with_adapters(card: ModelCard) -> list[tuple[str, Served]]:
+    return [(card.name, Served(card)), *((adapter, Served(card, adapter)) for adapter in card.adapters)]
+
+
+def _with_other_names(known: Mapping[str, Served], aliases: Mapping[str, str]) -> list[tuple[str, Served]]:
+    """Those of them that aliases stand for, under these names."""
+    return [(alias, known[name]) for alias, name in aliases.items() if name in known and alias not in known]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from farm import flags, output
+import typer
+
+from farm import flags, output, roles
 from farm.client import Client
 
 MODEL_COLUMNS = (
@@ -16,8 +18,15 @@ PLACE_COLUMNS = ("model", "state", "pinned", "needs_mib", "jobs", "waiting", "un
 WORKER_COLUMNS = ("worker", "model", "engine", "host", "pid", "jobs", "running", "waiting", "tokens_per_s")
 
 
-def ls(as_json: flags.Json = False) -> None:
+def ls(
+    local: Annotated[
+        bool, typer.Option("--local", help="Those on this machine's disk, also half pulled ones.")
+    ] = False,
+    as_json: flags.Json = False,
+) -> None:
     """List the models that this farm serves."""
+    if local:
+        roles.become("workers.gallery.shelf", *(["--json"] if as_json else []))
     answer = Client.from_environment().get("/v1/models")
     if as_json:
         output.as_json(answer)

@@ -7,7 +7,23 @@ from collections.abc import Callable
 
 import typer
 
-from farm import audit, batch, chat, farm_batches, jobs, keys, listings, models, providers, roles, routes, tenants
+from farm import (
+    aliases,
+    audit,
+    batch,
+    chat,
+    farm_batches,
+    gallery,
+    jobs,
+    keys,
+    listings,
+    models,
+    providers,
+    roles,
+    routes,
+    services,
+    tenants,
+)
 from farm.errors import CommandError
 from farm.output import complain
 
@@ -30,23 +46,15 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(roles.serve, roles.api, roles.worker, roles.scheduler, roles.batches),
     *(chat.run, listings.ls, listings.ps),
     *(models.load, models.unload, models.pin, models.unpin),
+    *(gallery.pull, gallery.pulls, gallery.rm, gallery.search, gallery.recommend),
     *(roles.doctor, roles.version),
 )
 for command in COMMANDS:
     app.command()(command)
 for name, farm_batch in farm_batches.COMMANDS.items():
     batch.app.command(name)(farm_batch)
-for group in (
-    jobs.app,
-    batch.app,
-    audit.app,
-    audit.database,
-    tenants.app,
-    keys.app,
-    providers.app,
-    routes.app,
-    settings,
-):
+apps = (jobs.app, batch.app, audit.app, audit.database, tenants.app, keys.app, providers.app, routes.app)
+for group in (*apps, aliases.app, services.app, settings):
     app.add_typer(group)
 
 

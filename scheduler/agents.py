@@ -35,6 +35,16 @@ FRESH_S = 0.5
 """How often API nodes look at the board."""
 
 
+class Errand(StrEnum):
+    """What an operator can ask a node to do with the models on its disk."""
+
+    PULL = "pull"
+    STOP_PULL = "stop pulling"
+    LIST = "list"
+    SEARCH = "search"
+    RECOMMEND = "recommend"
+
+
 class Action(StrEnum):
     """What an operator can ask an agent to do with a model."""
 
@@ -48,11 +58,12 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One thing to do, and who wants it."""
+    """One thing to do, and who wants it. `arguments` of an errand are words for a command line."""
 
     action: str
     model: str
     by: str
+    arguments: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -82,6 +93,13 @@ class PlacingRight:
     async def _ask(self, model: str, ttl_ms: int) -> bool:
         async with redis_errors():
             return bool(await self._script(keys=[f"{{farm}}:placing:{model}"], args=[self._agent, ttl_ms]))
+
+
+class NodeBoard(Board):
+    """Machines with models on their disks, and what they are bringing there."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, "node")
 
 
 BEST_FIRST = ("loaded", "leaving", "loading", "waiting", "available", "failed")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import uvloop
 from pydantic import ValidationError
 
 from scheduler.errors import UnsupportedServer
-from scheduler.process import configure_logs, stop_event
+from scheduler.process import cancel_all, configure_logs, stop_event
 from scheduler.servers import require_server
 from scheduler.settings import WorkerSettings
 from workers.agent import NodeAgent
+from workers.gallery.desk import GalleryDesk
 from workers.on_demand import DemandAgent
 
 
@@ -19,7 +21,12 @@ async def serve(settings: WorkerSettings) -> int:
     """Run the agent until a stop signal. Raises UnsupportedServer."""
     await require_server(settings.redis)
     agent = DemandAgent(settings) if settings.models else NodeAgent(settings)
-    return await agent.run(stop_event())
+    stop = stop_event()
+    gallery = asyncio.create_task(GalleryDesk(settings).run(), name="gallery")
+    try:
+        return await agent.run(stop)
+    finally:
+        await cancel_all([gallery])
 
 
 def main() -> int:

@@ -36,13 +36,18 @@ def main() -> None:
     """Describe one after the other."""
     settings = WorkerSettings()
     configure_logs(settings.log_level, settings.log_format)
-    budget_bytes = settings.model_memory_bytes or int(MEMORY_SHARE * machine_memory_bytes())
+    budget_bytes = model_budget_bytes(settings)
     say(BUDGET, (budget_bytes, BLAS))
     for name in sys.argv[1:]:
         try:
             say(MODEL, {"name": name, **_described(settings, name, settings.models[name], budget_bytes)})
         except ModelError as error:
             say(NO_MODEL, {"name": name, "reason": str(error)})
+
+
+def model_budget_bytes(settings: WorkerSettings) -> int:
+    """What models that are loaded by demand may take in all."""
+    return settings.model_memory_bytes or int(MEMORY_SHARE * machine_memory_bytes())
 
 
 def _described(settings: WorkerSettings, name: str, source: str, budget_bytes: int) -> dict[str, object]:

@@ -15,6 +15,7 @@ from scheduler.agents import Action, Order, OrderDesk
 from scheduler.database import record_errors
 from scheduler.errors import OrderRefused
 from scheduler.model_events import ModelEvents
+from scheduler.routing.choice import other_names
 
 router = APIRouter(prefix="/admin/models", tags=["admin"], route_class=JsonRoute)
 
@@ -73,8 +74,8 @@ async def list_agents(node: CurrentNode) -> Response:
 
 
 async def _give(node: Node, request: Request, action: Action, order: ModelOrder) -> dict[str, Any]:
-    """Hand an order to the model's agent; what was done is in the log of changes. Raises OrderRefused, UnknownModel."""
-    model = order.model
+    """Hand an order to the agent of a model (or alias); what was done is logged. Raises OrderRefused, UnknownModel."""
+    model = other_names(node.rules.current).get(order.model, order.model)
     agent = await node.places.addressee(action, model)
     if agent is None:
         served = await node.catalog.find(model)

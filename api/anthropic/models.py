@@ -10,10 +10,9 @@ from api.errors import InvalidParameter
 from scheduler.models import Served
 
 
-def model_info(served: Served) -> dict[str, Any]:
+def model_info(name: str, served: Served) -> dict[str, Any]:
     """Anthropic's model object: `max_tokens` is what an answer to the shortest prompt may have."""
-    card, adapter = served
-    name = adapter or card.name
+    card, _ = served
     return {
         "id": name,
         "type": "model",
@@ -26,10 +25,10 @@ def model_info(served: Served) -> dict[str, Any]:
 
 
 def model_page(
-    served: Sequence[Served], *, limit: int, after_id: str | None = None, before_id: str | None = None
+    served: Sequence[tuple[str, Served]], *, limit: int, after_id: str | None = None, before_id: str | None = None
 ) -> dict[str, Any]:
     """A page of `limit` models behind `after_id`, or in front of `before_id`. Raises InvalidParameter."""
-    infos = [model_info(each) for each in served]
+    infos = [model_info(name, each) for name, each in served]
     ids = [info["id"] for info in infos]
     for name, asked in (("after_id", after_id), ("before_id", before_id)):
         if asked is not None and asked not in ids:

@@ -7,11 +7,11 @@ from typing import Any
 from scheduler.models import Served
 
 
-def model_object(served: Served) -> dict[str, Any]:
+def model_object(name: str, served: Served) -> dict[str, Any]:
     """OpenAI's model object; `max_model_len` is the context in tokens, `parent` an adapter's model."""
     card, adapter = served
     return {
-        "id": adapter or card.name,
+        "id": name,
         "object": "model",
         "created": card.created_s,
         "owned_by": "mlx-farm",

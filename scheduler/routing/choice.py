@@ -9,7 +9,17 @@ from hashlib import blake2b
 
 from scheduler.jobs import Lane
 from scheduler.routing.index import RuleIndex
-from scheduler.routing.rules import NO_OVERRIDES, Asked, Overrides, Rule, Sticky, Target, checked_rules
+from scheduler.routing.rules import (
+    NO_CONDITIONS,
+    NO_OVERRIDES,
+    Asked,
+    Match,
+    Overrides,
+    Rule,
+    Sticky,
+    Target,
+    checked_rules,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +61,17 @@ def choose(rules: RuleSet, asked: Asked) -> Route:
         if rule.when.unmet(asked) is None:
             return route_by(rule, asked, rules.version)
     return unrouted(asked.model, asked.lane, rules.version)
+
+
+def other_names(rules: RuleSet) -> dict[str, str]:
+    """Names that stand for one model whatever a request is: of exact rules without conditions that come first."""
+    found = {}
+    for position, rule in enumerate(rules.rules):
+        if rule.match is Match.EXACT and rule.when == NO_CONDITIONS and len(rule.targets) == 1:
+            asked = Asked(model=rule.pattern, lane=Lane.NORMAL)
+            if next(iter(rules.index.candidates(asked)), None) == position:
+                found[rule.pattern] = rule.targets[0].model
+    return found
 
 
 def unrouted(model: str, lane: Lane, version: int = 0) -> Route:

@@ -129,6 +129,9 @@ class Conditions(_Part):
         return None
 
 
+NO_CONDITIONS = Conditions()
+
+
 class Overrides(_Part):
     """Parameters that a rule sets whatever the request says; `max_tokens` only ever shortens an answer.
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from tests.api.commands import mlx_farm
 from tests.api.scripted_farm import MODEL, NodeServer, ScriptedWorker, chat_body
 
 
 async def route(server: NodeServer, *words: str, code: int = 0) -> str:
-    """What a command prints."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "farm", "route", *words),
-        env=os.environ | {"FARM_URL": server.url},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, errors = await process.communicate()
-    assert process.returncode == code, errors.decode()
-    return (out or errors).decode().strip()
+    """What `mlx-farm route …` prints."""
+    return await mlx_farm(server, "route", *words, code=code)
 
 
 async def test_a_rule_is_added_tried_applied_and_rolled_back(

@@ -110,7 +110,7 @@ class LoadedModel:
 def find_model(model: str) -> Path:
     """The folder of a model: a folder as given, else the Hugging Face cache, else a download into it.
 
-    Raises `ModelNotFound`, naming where it looked.
+    `OWNER/NAME@REVISION` is one branch, tag or commit of a repository. Raises `ModelNotFound`, naming where it looked.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -118,14 +118,16 @@ def find_model(model: str) -> Path:
     looked = f"folder {folder.absolute()}, Hugging Face cache {constants.HF_HUB_CACHE}"
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"no model {model!r}: there is no folder {folder.absolute()}")
+    repository, _, at = model.partition("@")
+    revision = at or None
     try:
-        return Path(snapshot_download(model, allow_patterns=MODEL_FILES, local_files_only=True))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True))
     except HFValidationError as error:
         raise ModelNotFound(f"no model {model!r} (looked in: {looked}): {error}") from error
     except LocalEntryNotFoundError:
         pass  # not cached: ask the hub
     try:
-        return Path(snapshot_download(model, allow_patterns=MODEL_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=MODEL_FILES))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelNotFound(f"no model {model!r} (looked in: {looked}), and the hub is not reachable") from error
     except (HfHubHTTPError, OSError) as error:
