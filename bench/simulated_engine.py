@@ -76,6 +76,10 @@ class SimulatedEngine:
     def obeys_grammars(self) -> bool:
         return False
 
+    @property
+    def scores_prompts(self) -> bool:
+        return False
+
     def submit(self, prompt: Prompt) -> None:
         if prompt.grammar is not None:
             raise InvalidPrompt(f"prompt {prompt.id!r}: a simulated engine cannot follow a grammar")

@@ -18,6 +18,9 @@ from scheduler.jobs import JobState
 TokenLogprobs = tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...]
 """Per emitted token: (token id, logprob, the most likely (token id, logprob) pairs)."""
 
+PromptLogprobs = tuple[tuple[int, float | None, tuple[tuple[int, float], ...]], ...]
+"""The same per token of a prompt; nothing predicts the first one."""
+
 
 _FRAME_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
@@ -38,7 +41,8 @@ class Chunk:
     """Text and token ids that one step added to one choice; `finish_reason` (stop, length) ends the choice.
 
     `vector`: little-endian float32, the whole answer of a model that does not generate. `parts`: what a provider said,
-    in place of text and token ids.
+    in place of text and token ids. `prompt_logprobs` come with a choice's first chunk, where they
+    were asked for.
     """
 
     index: int
@@ -49,6 +53,7 @@ class Chunk:
     stop_string: str | None = None
     vector: bytes | None = None
     parts: tuple[AnswerPart, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def tokens(self) -> int:
@@ -105,12 +110,14 @@ def estimated_tokens(text: str) -> int:
 
 
 def encode_chunks(chunks: Sequence[Chunk]) -> bytes:
-    """To msgpack: a list of [index, ids, text, logprobs, finish_reason, stop_string], with vector and parts behind."""
+    """To msgpack: a list of [index, ids, text, logprobs, finish_reason, stop_string], and what few chunks have."""
     return bytes(msgpack.packb([_fields(chunk) for chunk in chunks]))
 
 
 def _fields(c: Chunk) -> tuple[Any, ...]:
     fields = (c.index, c.token_ids, c.text, c.logprobs, c.finish_reason, c.stop_string)
+    if c.prompt_logprobs is not None:
+        return (*fields, c.vector, c.parts, c.prompt_logprobs)
     if c.parts is not None:
         return (*fields, c.vector, c.parts)
     return fields if c.vector is None else (*fields, c.vector)

@@ -76,6 +76,7 @@ class Heard:
             text=chunk.text[known_characters:],
             logprobs=None if chunk.logprobs is None else chunk.logprobs[known_tokens:],
             finish_reason=None if told.ended else chunk.finish_reason,
+            prompt_logprobs=None if told.tokens or told.ended else chunk.prompt_logprobs,
         )
         reach.add(replace(rest, text=""))
         if not (rest.token_ids or rest.text or rest.finish_reason):

@@ -36,6 +36,7 @@ class ModelCard:
     """What an API node must know of a model to render, count and bound a prompt without its files.
 
     `adapters` are names that can be asked for like a model's.
+    What `scores_prompts` can tell the log-probabilities of a prompt's tokens.
     `tool_format` is the name of mlx-lm's parser for the model's tool calls. `task`: generate, embed or rerank; a model
     that embeds has `dimensions`, and `short_dimensions` to which its vectors may be cut (() for any, None for none).
     A model that sees has a rule for `images`. Of a provider's model `provider` is the protocol (task: chat), and there
@@ -62,6 +63,7 @@ class ModelCard:
     state: str = "loaded"
     adapters: tuple[str, ...] = ()
     obeys_grammars: bool = False
+    scores_prompts: bool = False
     tool_format: str | None = None
     task: str = "generate"
     dimensions: int | None = None

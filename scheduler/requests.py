@@ -47,7 +47,8 @@ class Stopping:
 class JobRequest:
     """The body of a job.
 
-    `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones.
+    `prompts` are token ids. `logprobs`: None for none, k ≥ 0 for the chosen token's and the k most likely ones;
+    `prompt_logprobs`: the same of the prompts' own tokens.
     `adapter` names one of the model's adapters, None for the model as it is.
     The text of every answer obeys the `grammar`. Cached prefixes are shared among jobs of one `cache_salt` only.
     `images` are the files that the one prompt shows, in order; `image_count` says how many there are also where only
@@ -68,6 +69,7 @@ class JobRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stopping: Stopping
     logprobs: int | None = None
+    prompt_logprobs: bool = False
     adapter: str | None = None
     cache_salt: str = ""
     grammar: Grammar | None = None
@@ -153,6 +155,7 @@ class JobRequest:
             "n": self.n,
             "choices": self.choices,
             "logprobs": self.logprobs,
+            "prompt_logprobs": self.prompt_logprobs,
             "adapter": self.adapter,
             **{key: value for key, value in field_values(self.sampling).items() if key != "logit_bias"},
             "logit_bias": len(self.sampling.logit_bias),

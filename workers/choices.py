@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from scheduler.frames import Chunk as FrameChunk
 from scheduler.jobs import Lane
+from scheduler.requests import JobRequest
 from workers.engine import Chunk, FinishReason, Grammar, GrammarKind, Prompt, SamplingParams, StopRule
 from workers.held import HeldJob
 from workers.told import Told
@@ -40,6 +41,7 @@ def prompt_for(job: HeldJob, index: int) -> Prompt:
             ignore_eos=stopping.ignore_eos,
         ),
         logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs and not job.choices[index].has_scores,
         resume_ids=tuple(job.choices[index].token_ids),
         priority=PRIORITY[job.claimed.lane],
         adapter=request.adapter,
@@ -55,7 +57,7 @@ def frame_chunks(job: HeldJob, chunks: Sequence[Chunk]) -> tuple[FrameChunk, ...
     """The engine's chunks in the log's words; several steps of one choice become one chunk."""
     merged: dict[int, FrameChunk] = {}
     for chunk in chunks:
-        after = _frame_chunk(chunk)
+        after = _frame_chunk(chunk, job.claimed.request)
         says_nothing = not (after.token_ids or after.text or after.parts or after.finish_reason)
         if job.choices[after.index].finish_reason is not None or says_nothing:
             continue
@@ -64,17 +66,29 @@ def frame_chunks(job: HeldJob, chunks: Sequence[Chunk]) -> tuple[FrameChunk, ...
     return tuple(merged.values())
 
 
-def _frame_chunk(chunk: Chunk) -> FrameChunk:
+def _frame_chunk(chunk: Chunk, request: JobRequest) -> FrameChunk:
     """CANCELLED and ERROR are the job's end, told by the terminal frame, and not a choice's finish reason."""
     reason = chunk.finish_reason if chunk.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) else None
-    logprobs = None
+    index, logprobs, scores = choice_of(chunk), None, None
     if chunk.logprobs is not None:
         logprobs = tuple((item.token_id, item.logprob, item.top) for item in chunk.logprobs)
+    if chunk.prompt_logprobs is not None:
+        scored = ((item.token_id, item.logprob, item.top) for item in chunk.prompt_logprobs)
+        scores = ((request.choice_prompt(index)[0], None, ()), *scored)
     ended = reason.value if reason else None
     if isinstance(chunk, Told):
         ended = (ended and chunk.reason) or ended
-        return FrameChunk(choice_of(chunk), (), "", None, ended, chunk.stop_string, parts=chunk.parts)
-    return FrameChunk(choice_of(chunk), chunk.token_ids, chunk.text, logprobs, ended, chunk.stop_string, chunk.vector)
+        return FrameChunk(index, (), "", None, ended, chunk.stop_string, parts=chunk.parts)
+    return FrameChunk(
+        index,
+        chunk.token_ids,
+        chunk.text,
+        logprobs,
+        ended,
+        chunk.stop_string,
+        chunk.vector,
+        prompt_logprobs=scores,
+    )
 
 
 def choice_of(chunk: Chunk) -> int:
@@ -93,4 +107,5 @@ def _joined(before: FrameChunk, after: FrameChunk) -> FrameChunk:
         after.stop_string,
         after.vector or before.vector,
         None if after.parts is None else (before.parts or ()) + after.parts,
+        before.prompt_logprobs,
     )

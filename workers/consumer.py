@@ -1,7 +1,7 @@
 """The consumer: takes jobs from the queue, runs them through the engine and writes what comes out to the token logs.
 
-The one place that knows both words: a job's choices become the engine's prompts (`<job id>/<run>/<choice>`), the
-engine's chunks become frames. A run is one claim: what is said of an earlier one is dropped, here and by the fence.
+A job's choices become the engine's prompts and its chunks frames (translation.py). A run is one claim: what is said of
+an earlier one is dropped, here and by the fence.
 """
 
 from __future__ import annotations

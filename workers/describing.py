@@ -66,7 +66,10 @@ def _described(settings: WorkerSettings, name: str, source: str, budget_bytes: i
         kv_bits=settings.kv_bits or None,
     )
     card = replace(
-        model_card(name, found.info, "not loaded", found.cache_tokens), state="available", obeys_grammars=True
+        model_card(name, found.info, "not loaded", found.cache_tokens),
+        state="available",
+        obeys_grammars=True,  # as most engines do; another one fails a job that asks for it
+        scores_prompts=True,
     )
     return {
         "card": asdict(card),

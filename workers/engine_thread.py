@@ -71,7 +71,7 @@ class EngineThread:
         self.stats = EngineStats(running=0)
         self.description = ""  # of what computes, once the model is loaded
         self.context_tokens: int | None = None  # the most that a sequence may have; None: no bound is known
-        self.obeys_grammars = False
+        self.obeys_grammars = self.scores_prompts = False
         self._step_began_s: float | None = None
         self._unread: dict[str, int] = {}  # prompts without a first chunk yet, and their tokens
         self.reading_tokens = 0  # of the longest one: what the current step may have to read
@@ -117,6 +117,7 @@ class EngineThread:
             self._info = loaded.info
             self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens
             self.obeys_grammars = loaded.engine.obeys_grammars
+            self.scores_prompts = loaded.engine.scores_prompts
             self.stats = loaded.engine.stats()
             _let_compute_wait()
             self._loaded.set()

@@ -17,11 +17,15 @@ from workers.engine.sequence import NO_PREFIX, PrefixUse
 
 @dataclass(slots=True)
 class Choice:
-    """One sequence of a job: the tokens that are in the log or on their way there."""
+    """One sequence of a job: the tokens that are in the log or on their way there.
+
+    `has_scores`: so are the log-probabilities of its prompt.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prefix: PrefixUse = NO_PREFIX
+    has_scores: bool = False
 
 
 class HeldJob:
@@ -126,6 +130,7 @@ class HeldJob:
             choice = self.choices[chunk.index]
             choice.token_ids += chunk.token_ids
             choice.finish_reason = chunk.finish_reason or choice.finish_reason
+            choice.has_scores |= chunk.prompt_logprobs is not None
 
     def _finish_reason(self, event: EventType) -> str:
         if event is not EventType.FINISHED:

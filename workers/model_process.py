@@ -112,6 +112,7 @@ class ModelProcess:
             model_card(self._name, info, self._engine.stats.backend, self._engine.context_tokens),
             adapters=tuple(sorted(self._settings.adapters)),
             obeys_grammars=self._engine.obeys_grammars,
+            scores_prompts=self._engine.scores_prompts,
         )
         log.info("engine", backend=self._engine.description)
         self._pulse.start()

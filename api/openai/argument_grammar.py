@@ -12,6 +12,7 @@ from api.call_formats.values import resolved, types_of
 from api.errors import InvalidParameter
 from api.openai.guiding import schema_grammar
 from api.openai.lark_grammar import LARK, NotEmbeddable, embedded
+from api.openai.lark_regex import as_regex
 from api.openai.schemas import FunctionDefinition
 from scheduler.grammars import Grammar, GrammarKind, complaint, rule_of
 
@@ -44,7 +45,13 @@ class OfferedFunction:
         """Arguments that are text of a Lark grammar."""
         properties = (self.definition.parameters or {}).get("properties")
         listed = properties.items() if isinstance(properties, Mapping) else ()
-        return [name for name, part in listed if isinstance(part, Mapping) and LARK in part and "pattern" not in part]
+        return [name for name, part in listed if isinstance(part, Mapping) and _is_text(part)]
+
+    @property
+    def unquotable_texts(self) -> list[str]:
+        """Those of them whose grammar cannot be followed inside JSON."""
+        properties = (self.definition.parameters or {}).get("properties", {})
+        return [name for name in self.texts if "pattern" not in quotable(properties[name])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ class Parameter:
 def whole_arguments(function: OfferedFunction) -> str:
     """All arguments as one JSON object; any object where the schema is not strict and cannot be followed."""
     schema: dict[str, Any] = function.definition.parameters or {"properties": {}, "additionalProperties": False}
+    if function.texts:
+        schema = schema | {"properties": {name: quotable(part) for name, part in schema["properties"].items()}}
     grammar = schema_grammar({"type": "object"} | schema)
     trouble = complaint(grammar)
     if trouble is None:
@@ -67,6 +76,20 @@ def whole_arguments(function: OfferedFunction) -> str:
     if function.definition.strict:
         raise InvalidParameter(f"{function.path}.parameters", f"{trouble}.")
     return rule_of(Grammar(GrammarKind.JSON_OBJECT))
+
+
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    return isinstance(schema.get(LARK), str) and "pattern" not in schema
+
+
+def quotable(schema: Any) -> Any:
+    """The schema of a text, with its Lark grammar as a pattern where it can be one."""
+    if not isinstance(schema, Mapping) or not _is_text(schema):
+        return schema
+    try:
+        return {**schema, "pattern": f"^(?:{as_regex(schema[LARK])})$"}
+    except NotEmbeddable:
+        return schema
 
 
 def parameters_of(function: OfferedFunction) -> list[Parameter]:
@@ -94,7 +117,7 @@ def listed(items: Sequence[tuple[str, bool]], rule: str, separator: str) -> list
 
 def json_value(schema: Mapping[str, Any], root: Mapping[str, Any], rule: str) -> tuple[str, list[str]]:
     """A value as JSON; see Value."""
-    grammar = schema_grammar({**{name: root[name] for name in DEFINED if name in root}, **schema})
+    grammar = schema_grammar({**{name: root[name] for name in DEFINED if name in root}, **quotable(schema)})
     trouble = complaint(grammar)
     if trouble is not None:
         raise Inexpressible(trouble)

@@ -29,9 +29,9 @@ class CallChoice:
         return any(function.definition.strict for function in self.functions)
 
     @property
-    def has_texts(self) -> bool:
-        """Is some argument text of a Lark grammar?"""
-        return any(function.texts for function in self.functions)
+    def texts(self) -> int:
+        """How many arguments are text of a Lark grammar."""
+        return sum(len(function.texts) for function in self.functions)
 
 
 def can_bind_calls(card: ModelCard) -> bool:
@@ -116,10 +116,11 @@ def _calls(choice: CallChoice, card: ModelCard, prompts: PromptFormat) -> list[s
 
 def unbound_texts(choice: CallChoice, card: ModelCard, prompts: PromptFormat) -> list[str]:
     """Paths of texts whose grammar this model's calls cannot be bound to."""
-    if can_bind_calls(card) and call_writing(card.tool_format or "", prompts).has_plain_text:
+    binds = can_bind_calls(card)
+    if binds and call_writing(card.tool_format or "", prompts).has_plain_text:
         return []
     return [
         f"{function.path}.parameters.properties.{name}.{LARK}"
         for function in choice.functions
-        for name in function.texts
+        for name in (function.unquotable_texts if binds else function.texts)
     ]

@@ -119,7 +119,7 @@ class ChatDraft(PlainDraft):
         if calls.has_strict and not can_bind_calls(card):
             self.ignored.extend(f"{function.path}.strict" for function in calls.functions if function.definition.strict)
             return False
-        return calls.has_strict or (calls.has_texts and not unbound)
+        return calls.has_strict or calls.texts > len(unbound)
 
     def _encode(
         self, prompts: PromptFormat, messages: list[dict[str, Any]], variables: Mapping[str, Any]

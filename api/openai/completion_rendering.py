@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from api.errors import ApiError
 from api.openai.rendering import OPENAI_STREAM, error_events, finite, stream_extras, token_text, usage
 from api.rendering import Dialect, Event, RenderingNote, TokenBytes
-from scheduler.frames import Chunk, End, TokenLogprobs
+from scheduler.frames import Chunk, End
 
 
 class _Choice:
@@ -17,7 +17,9 @@ class _Choice:
 
     def __init__(self, echo: str) -> None:
         self._echo = echo
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._decoder, self._prompt_decoder = decoder("replace"), decoder("replace")
+        self._echoed = 0  # characters of the prompt in front of its tokens that come next
         self._offset = len(echo)
         self.texts: list[str] = []
         self.logprobs: dict[str, list[Any]] = {
@@ -37,19 +39,39 @@ class _Choice:
         self.finish_reason = chunk.finish_reason
         return text
 
-    def feed_logprobs(self, logprobs: TokenLogprobs, token_bytes: TokenBytes) -> dict[str, list[Any]]:
-        """One chunk's logprobs; `text_offset` counts characters from the start of the choice's text."""
+    def feed_logprobs(self, chunk: Chunk, token_bytes: TokenBytes) -> dict[str, list[Any]]:
+        """One chunk's logprobs, the prompt's first; `text_offset` counts characters from the start of the text."""
         part: dict[str, list[Any]] = {key: [] for key in self.logprobs}
-        for token_id, logprob, top in logprobs:
-            piece = token_bytes(token_id)
-            part["tokens"].append(token_text(piece))
-            part["token_logprobs"].append(finite(logprob))
-            part["top_logprobs"].append({token_text(token_bytes(i)): finite(p) for i, p in top})
-            part["text_offset"].append(self._offset)
-            self._offset += len(self._decoder.decode(piece))
+        for token_id, logprob, top in chunk.prompt_logprobs or ():
+            _add(part, token_id, logprob, top, self._echoed, token_bytes)
+            self._echoed += self._echoed_chars(token_bytes(token_id))
+        for token_id, logprob, top in chunk.logprobs or ():
+            _add(part, token_id, logprob, top, self._offset, token_bytes)
+            self._offset += len(self._decoder.decode(token_bytes(token_id)))
         for key, values in part.items():
             self.logprobs[key] += values
         return part
+
+    def _echoed_chars(self, piece: bytes) -> int:
+        """Of the prompt's next token; none of what is not in its text, like a mark in front of it."""
+        text = self._prompt_decoder.decode(piece)
+        return len(text) if self._echo.startswith(text, self._echoed) else 0
+
+
+def _add(
+    part: dict[str, list[Any]],
+    token_id: int,
+    logprob: float | None,
+    top: Iterable[tuple[int, float]],
+    offset: int,
+    token_bytes: TokenBytes,
+) -> None:
+    """One token in OpenAI's four lists; the first of a prompt, which nothing predicts, has nulls."""
+    part["tokens"].append(token_text(token_bytes(token_id)))
+    part["token_logprobs"].append(None if logprob is None else finite(logprob))
+    best = {token_text(token_bytes(i)): finite(p) for i, p in top}
+    part["top_logprobs"].append(None if logprob is None else best)
+    part["text_offset"].append(offset)
 
 
 class CompletionRenderer:
@@ -90,7 +112,7 @@ class CompletionRenderer:
             text = choice.feed(chunk)
             logprobs = None
             if self._note.logprobs and chunk.logprobs is not None:
-                logprobs = choice.feed_logprobs(chunk.logprobs, self._token_bytes)
+                logprobs = choice.feed_logprobs(chunk, self._token_bytes)
             choices.append(
                 {"index": chunk.index, "text": text, "logprobs": logprobs, "finish_reason": chunk.finish_reason}
             )

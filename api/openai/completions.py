@@ -25,6 +25,9 @@ DEFAULT_MAX_TOKENS = 16
 
 MAX_CHOICES = 128
 
+MAX_SCORED_TOKENS = 16_384
+"""Of all prompts of a request whose log-probabilities are told: they come in one frame of a choice."""
+
 
 @dataclass(frozen=True, slots=True)
 class CompletionDraft(PlainDraft):
@@ -45,6 +48,8 @@ class CompletionDraft(PlainDraft):
             encoded = _encode(listed, card, prompts)
         if self.binding is not None:
             await asyncio.to_thread(check, self.binding, card)
+        if self._scores_prompts:
+            _check_scored(encoded, self.body.n or 1, card)
         asked = self.body.max_tokens or DEFAULT_MAX_TOKENS
         longest = max(len(ids) for ids in encoded)
         max_tokens = prompts.bound(longest, asked)
@@ -57,10 +62,16 @@ class CompletionDraft(PlainDraft):
             sampling=sampling(self.body, card),
             stopping=stopping(self.body, card, max_tokens),
             logprobs=self.body.logprobs,
+            prompt_logprobs=self._scores_prompts,
             grammar=self.binding.grammar if self.binding else None,
             rendering=self._note(route.lane, encoded, echo).as_dict(),
         )
         return route.overrides.on(request)
+
+    @property
+    def _scores_prompts(self) -> bool:
+        """What is echoed has log-probabilities too, where they are asked for."""
+        return bool(self.body.echo) and self.body.logprobs is not None
 
     def _note(self, lane: Lane, prompts: tuple[tuple[int, ...], ...], echo: list[str]) -> RenderingNote:
         body = self.body
@@ -86,11 +97,20 @@ def completion_draft(body: CompletionRequest) -> CompletionDraft:
     n = body.n or 1
     if body.best_of is not None and body.best_of != n:
         raise Unsupported("best_of", "Only the value of n: answers are not ranked.")
-    if body.echo and body.logprobs is not None:
-        raise Unsupported("echo", "Not together with logprobs: the prompt's log probabilities are not computed.")
     if len(_listed(body.prompt)) * n > MAX_CHOICES:
         raise InvalidParameter("prompt", f"Prompts times n may be {MAX_CHOICES} at most.")
     return CompletionDraft(body, ignored, asked_binding(body))
+
+
+def _check_scored(prompts: tuple[tuple[int, ...], ...], n: int, card: ModelCard) -> None:
+    """Raises ApiError for prompts whose log-probabilities cannot be told."""
+    if not card.scores_prompts:
+        text = f"Not together with logprobs: {card.name!r} does not tell those of a prompt ({card.engine} engine)."
+        raise Unsupported("echo", text)
+    tokens = n * sum(len(ids) for ids in prompts)
+    if tokens > MAX_SCORED_TOKENS:
+        text = f"Together with logprobs, prompts times n may have {MAX_SCORED_TOKENS} tokens; these have {tokens}."
+        raise InvalidParameter("prompt", text)
 
 
 def _listed(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 LARK = "x-lark"
-"""A keyword of our own in a schema: the string follows this grammar, where calls write strings without JSON's quotes.
+"""A keyword of our own in a schema: the string follows this grammar.
 
-Inside JSON a grammar would have to be one of escaped text, whose terminals llguidance's lexer cannot tell apart.
+Where calls write strings without JSON's quotes its rules become rules of the call; inside JSON it becomes one
+expression, where it can (lark_regex.py).
 """
 
 _TOKEN = re.compile(

@@ -94,6 +94,7 @@ def make_card(**changes: Any) -> ModelCard:
         parameters=1,
         weight_bytes=4,
         obeys_grammars=True,
+        scores_prompts=True,
         tool_format="json_tools",
     )
     return replace(card, **changes)
@@ -120,6 +121,7 @@ class Script:
     """What the worker says: one list of pieces per choice (the last list repeats), then `finish_reason`.
 
     `hold_before` = k waits before the k-th step until `resume` is set. `fail` ends the job as failed instead.
+    `vector` is the answer of a model that embeds.
     """
 
     choices: list[list[str]] = field(default_factory=lambda: [["Hello", ", ", "world", "!"]])
@@ -128,6 +130,7 @@ class Script:
     hold_before: int | None = None
     fail: dict[str, str] | None = None
     cached_tokens: int = 0
+    vector: bytes | None = None
 
     def pieces(self, choice: int) -> list[str]:
         """The text of one choice."""
@@ -173,7 +176,7 @@ class ScriptedWorker:
                 await catalog.renew(self._card)
                 renewed_s = loop.time()
             nonce = uuid.uuid4().hex[:8]
-            for job in await self.queue.claim(self.name, MODEL, rows=64, nonce=nonce, idle=True):
+            for job in await self.queue.claim(self.name, self._card.name, rows=64, nonce=nonce, idle=True):
                 self.requests.append(await with_images(self.queue, job.id, job.request))
                 self.claimed.append(job.id)
                 task = asyncio.create_task(self._play(job, self.script))
@@ -226,6 +229,10 @@ def _chunk(request: JobRequest, script: Script, choice: int, step: int) -> Chunk
     if request.logprobs is not None:
         top = tuple((i, float("-inf") if i else -0.5) for i in range(request.logprobs))
         logprobs = tuple((token_id, -0.25, top) for token_id in ids)
+    scores = None
+    if request.prompt_logprobs and step == 0:
+        first, *others = request.choice_prompt(choice)
+        scores = ((first, None, ()), *((token_id, -0.75, ((token_id, -0.75),)) for token_id in others))
     return Chunk(
         choice,
         ids,
@@ -233,6 +240,8 @@ def _chunk(request: JobRequest, script: Script, choice: int, step: int) -> Chunk
         logprobs,
         script.finish_reason if last else None,
         script.stop_string if last else None,
+        script.vector,
+        prompt_logprobs=scores,
     )
 
 

@@ -188,7 +188,6 @@ INVALID_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
 UNSUPPORTED_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     (completion_body(suffix="x"), "suffix"),
     (completion_body(best_of=2), "best_of"),
-    (completion_body(echo=True, logprobs=1), "echo"),
 ]
 
 

@@ -232,7 +232,7 @@ change: ("+" | "-" | " ") /(.*)/ LF -> line
 
 
 @pytest.mark.parametrize("kind", SPELLERS)
-@pytest.mark.parametrize("name", ["qwen3_coder", "glm47", "longcat", "minimax_m2", "minicpm5", "gemma4"])
+@pytest.mark.parametrize("name", BOUND_FORMATS)
 def test_text_follows_a_grammar_of_the_callers(name: str, kind: str) -> None:
     schema = {"type": "object", "properties": {"input": {"type": "string", LARK: PATCH}}, "required": ["input"]}
     grammar = bound(name, kind, offered(schema), forced=False)

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.api.scripted_farm import MODEL, TOKENIZER, Script, ScriptedWorker, all_events
+from tests.api.scripted_farm import MODEL, TOKENIZER, Script, ScriptedWorker, all_events, announce, make_card
 
 URL = "/v1/completions"
 
@@ -65,3 +65,50 @@ async def test_logprobs_are_four_parallel_lists(client: httpx2.AsyncClient, work
         "top_logprobs": [{"!": -0.5}] * 4,
         "text_offset": [0, 1, 1, 2],
     }
+
+
+async def test_an_echo_with_logprobs_has_those_of_the_prompt_in_front(
+    client: httpx2.AsyncClient, worker: ScriptedWorker
+) -> None:
+    worker.script = Script(choices=[["a"], ["b", "c"]])
+    asked = body(prompt=["aé", "Hi"], echo=True, logprobs=1, max_tokens=2)
+    first, second = (await client.post(URL, json=asked)).json()["choices"]
+    assert (first["text"], second["text"]) == ("aéa", "Hibc")
+    assert first["logprobs"] == {
+        "tokens": ["a", "\\xc3", "\\xa9", "a"],
+        "token_logprobs": [None, -0.75, -0.75, -0.25],
+        "top_logprobs": [None, {"\\xc3": -0.75}, {"\\xa9": -0.75}, {"!": -0.5}],
+        "text_offset": [0, 1, 1, 2],
+    }
+    assert second["logprobs"]["text_offset"] == [0, 1, 2, 3]
+    assert worker.requests[0].prompt_logprobs
+
+    events = await all_events(client, "POST", URL, json=body(echo=True, logprobs=0, stream=True))
+    [start, *_] = [json.loads(event.data)["choices"][0] for event in events[:-1]]
+    assert start["text"] == "Hia"
+    assert start["logprobs"]["tokens"][:2] == ["H", "i"]
+
+
+async def test_offsets_of_a_prompts_tokens_are_those_of_the_echo(
+    client: httpx2.AsyncClient, worker: ScriptedWorker
+) -> None:
+    prompt = [256, *ids("Hi")]
+    [choice] = (await client.post(URL, json=body(prompt=prompt, echo=True, logprobs=0))).json()["choices"]
+    assert choice["text"].startswith("<|im_start|>Hi")
+    assert choice["logprobs"]["text_offset"][:4] == [0, 12, 13, 14]
+
+
+@pytest.mark.parametrize(
+    ("card", "changes", "param"),
+    [
+        ({"scores_prompts": False}, {}, "echo"),
+        ({"context_tokens": 20_000}, {"prompt": [[5] * 9000, [6] * 9000]}, "prompt"),
+        ({"context_tokens": 20_000}, {"prompt": [5] * 9000, "n": 2}, "prompt"),
+    ],
+)
+async def test_prompts_that_cannot_be_scored_are_refused(
+    client: httpx2.AsyncClient, worker: ScriptedWorker, card: dict[str, Any], changes: dict[str, Any], param: str
+) -> None:
+    await announce(worker, make_card(**card), client)
+    response = await client.post(URL, json=body(echo=True, logprobs=1, **changes))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)

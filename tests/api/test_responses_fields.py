@@ -99,7 +99,6 @@ async def test_what_has_no_effect_is_listed(client: httpx2.AsyncClient, worker: 
         "reasoning.summary",
         "prompt_cache_key",
         "tools.3",
-        "tools.1.format",
     ]
     assert answer.json()["tools"] == CODEX_TOOLS
 
@@ -154,6 +153,24 @@ async def test_a_lark_grammar_binds_a_custom_tools_input_where_calls_write_plain
     beyond = {**PATCH, "format": {**lark, "definition": 'start: "a" b\nb: %json {"type": "string"}'}}
     refused = await client.post(URL, json=body(tools=[beyond]))
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools.0.format")
+
+
+async def test_a_lark_grammar_binds_inside_json_too_unless_it_contains_itself(
+    client: httpx2.AsyncClient, worker: ScriptedWorker
+) -> None:
+    await announce(worker, WIDE, client)
+    flat, deep = (
+        {**PATCH, "name": name, "format": {"type": "grammar", "syntax": "lark", "definition": definition}}
+        for name, definition in (("flat", 'start: ("a" LF)+\n%import common.LF'), ("deep", 'start: "(" start? ")"'))
+    )
+    both = await client.post(URL, json=body(tools=[flat, deep]))
+    assert (both.status_code, both.headers["farm-ignored-params"]) == (200, "tools.1.format"), both.text
+    alone = await client.post(URL, json=body(tools=[deep]))
+    assert (alone.status_code, alone.headers["farm-ignored-params"]) == (200, "tools.0.format"), alone.text
+    bound, free = worker.requests
+    assert bound.grammar is not None
+    assert r'"pattern": "^(?:(?:(?:a(?:\\n)))+)$"' in bound.grammar.text
+    assert free.grammar is None
 
 
 async def test_tools_of_a_namespace_keep_it(client: httpx2.AsyncClient, worker: ScriptedWorker) -> None:

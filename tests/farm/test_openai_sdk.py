@@ -120,6 +120,25 @@ def test_completions_continue_plain_text(client: OpenAI) -> None:
     assert answer.choices[0].text.startswith("one two")
 
 
+def test_an_echo_tells_how_likely_the_prompt_was(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "demo", "prompt": "one two three", "max_tokens": 2, "temperature": 0}
+    answers = [
+        client.completions.create(**asked, echo=True, logprobs=2) for _ in range(2)
+    ]  # the second time it is cached
+    plain = client.completions.create(**asked, logprobs=2).choices[0]
+    for answer in answers:
+        choice = answer.choices[0]
+        assert answer.usage is not None
+        assert choice.logprobs is not None
+        assert plain.logprobs is not None
+        prompt_tokens = answer.usage.prompt_tokens
+        tokens, scores = choice.logprobs.tokens or [], choice.logprobs.token_logprobs or []
+        assert "".join(tokens[:prompt_tokens]) == "one two three"
+        assert (scores[0] is None, all(score < 0 for score in scores[1:prompt_tokens])) == (True, True)
+        assert scores[prompt_tokens:] == pytest.approx(plain.logprobs.token_logprobs, abs=1e-3)
+    assert answers[0].choices[0] == answers[1].choices[0]
+
+
 def test_the_models_endpoint_lists_the_demo_model(client: OpenAI) -> None:
     assert "demo" in [model.id for model in client.models.list()]
     assert client.models.retrieve("demo").id == "demo"

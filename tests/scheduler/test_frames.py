@@ -25,6 +25,10 @@ chunks = st.builds(
     finish_reason=st.none() | st.sampled_from(["stop", "length"]),
     stop_string=st.none() | text,
     vector=st.none() | st.binary(max_size=16),
+    prompt_logprobs=st.none()
+    | st.lists(st.tuples(ids, st.none() | numbers, st.lists(st.tuples(ids, numbers), max_size=3).map(tuple))).map(
+        tuple
+    ),
 )
 data = st.dictionaries(text, st.none() | ids | numbers | text)
 
@@ -53,6 +57,7 @@ def test_what_is_no_frame_id_is_refused(text: str) -> None:
 
 
 def test_what_a_newer_worker_adds_to_a_chunk_is_ignored() -> None:
-    chunk = Chunk(0, (1, 2), "ab", None, "stop", None, b"vector", (("content", "a", 0, None, None),))
+    parts = (("content", "a", 0, None, None),)
+    chunk = Chunk(0, (1, 2), "ab", None, "stop", None, b"vector", parts, ((1, None, ()),))
     (told,) = msgpack.unpackb(encode_chunks([chunk]))
     assert decode_body(msgpack.packb([[*told, "news", 7]])) == (chunk,)

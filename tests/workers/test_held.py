@@ -40,6 +40,12 @@ def test_a_resumed_job_continues_the_numbers_and_the_tokens_of_its_log() -> None
     assert job.output_tokens == 4
 
 
+def test_a_choice_whose_prompt_was_scored_has_its_scores_in_the_log() -> None:
+    scored = Chunk(0, (5,), "a", (), prompt_logprobs=((1, None, ()), (2, -0.5, ())))
+    job = held([frame(1, scored, Chunk(1, (6,), "b")), frame(2, Chunk(0, (7,), "c"))], n=2)
+    assert [choice.has_scores for choice in job.choices] == [True, False]
+
+
 def test_a_choice_that_had_finished_is_not_run_again() -> None:
     job = held([frame(1, Chunk(0, (5,), "a", None, "stop"), Chunk(1, (6,), "b"))], n=2)
     assert job.unfinished == [1]

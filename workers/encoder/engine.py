@@ -48,6 +48,10 @@ class EncoderEngine:
     def obeys_grammars(self) -> bool:
         return False
 
+    @property
+    def scores_prompts(self) -> bool:
+        return False
+
     def submit(self, prompt: Prompt) -> None:
         """Take an input in. Raises `InvalidPrompt`, `EngineFull`, `EngineClosed`."""
         if self._closed:

@@ -61,6 +61,11 @@ class Engine(Protocol):
         """Whether a prompt may have a grammar."""
         ...
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether a prompt may ask for `prompt_logprobs`."""
+        ...
+
     def submit(self, prompt: Prompt) -> None:
         """Take a prompt in. Raises `InvalidPrompt`, `EngineFull`, `EngineClosed`."""
         ...
@@ -104,6 +109,7 @@ class SequenceEngine:
             frozenset(info.eos_token_ids),
             frozenset(loaded.adapters.digests),
             loaded.info.image_rule is not None,
+            runner.scores_prompts,
         )
         self._start_text = loaded.vocabulary.start_text
         self._runner = runner
@@ -133,6 +139,10 @@ class SequenceEngine:
     @property
     def obeys_grammars(self) -> bool:
         return self._guides is not None
+
+    @property
+    def scores_prompts(self) -> bool:
+        return self._limits.scores_prompts
 
     def submit(self, prompt: Prompt) -> None:
         self._require_open()
@@ -248,6 +258,7 @@ class SequenceEngine:
             finish_reason=sequence.finish_reason,
             stop_string=sequence.stop_string,
             prefix=self._runner.prefix_use(row.row_id) if sequence.finish_reason is not None else NO_PREFIX,
+            prompt_logprobs=row.prompt_logprobs,
         )
 
     def _retire(self, chunks: list[Chunk]) -> None:

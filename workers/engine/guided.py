@@ -83,9 +83,10 @@ class Guide:
     A guide that can follow its grammar no further lets the text end, and `failure` says why.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_ids: tuple[int, ...]) -> None:
+    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, vocab_size: int, eos_ids: tuple[int, ...]) -> None:
         self.failure: str | None = None
         self._matcher = matcher
+        self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._eos_bits = [(token // WORD_BITS, 1 << token % WORD_BITS) for token in eos_ids]
@@ -130,6 +131,8 @@ class Guide:
                 mask[word] &= np.uint32(OPEN ^ bit)
             if not mask.any():
                 self._fail("the grammar wants an end-of-sequence token inside the text", mask)
+        elif np.count_nonzero(mask) == 1:
+            self._spell_out(mask)
 
     def accept(self, token: int) -> None:
         """The row has drawn this token.
@@ -190,7 +193,7 @@ class Guide:
 
     def fork(self) -> "Guide":
         """A guide at the same place that goes its own way."""
-        guide = Guide(self._matcher.deep_copy(), self._vocab_size, self._eos_ids)
+        guide = Guide(self._matcher.deep_copy(), self._tokenizer, self._vocab_size, self._eos_ids)
         guide.failure, guide._tokens, guide._has_ended = self.failure, self._tokens, self._has_ended
         return guide
 
@@ -212,6 +215,19 @@ class Guide:
                 break
             valid.append(token)
         return tuple(valid)
+
+    def _spell_out(self, mask: Mask) -> None:
+        """Text that must follow and is written like a special token is not that token, which the matcher would refuse
+        although its mask has nothing else."""
+        [word], bits = np.flatnonzero(mask), int(mask.max())
+        token = int(word) * WORD_BITS + bits.bit_length() - 1
+        if bits.bit_count() > 1 or token in self._eos_ids or not self._tokenizer.is_special_token(token):
+            return
+        text = self._matcher.compute_ff_bytes().decode(errors="ignore")
+        if text and self._matcher.validate_tokens([token]) == 0:
+            ordinary = self._tokenizer.greedy_tokenize(text)[0]
+            mask[word] = 0
+            mask[ordinary // WORD_BITS] = np.uint32(1 << ordinary % WORD_BITS)
 
     def _fail(self, reason: str, mask: Mask) -> None:
         self.failure = reason
@@ -271,7 +287,7 @@ class GuideCompiler:
         self._matchers[grammar] = matcher
         if len(self._matchers) > KEPT_GRAMMARS:
             self._matchers.popitem(last=False)
-        return Guide(matcher.deep_copy(), self._vocab_size, self._eos_ids)
+        return Guide(matcher.deep_copy(), self._tokenizer, self._vocab_size, self._eos_ids)
 
     def fill_masks(self, guides: Sequence[Guide], out: Mask, drafts: Sequence[Sequence[int]] | None = None) -> None:
         """Write the masks of several rows, below each other, into `out`, contiguous and (rows, words).

@@ -15,13 +15,17 @@ NOT_FINITE = "the model's logits are not finite"
 
 @dataclass(frozen=True, slots=True)
 class RowToken:
-    """A row's next token, or why there is none and whose `fault` that is (None: as for all errors of a runner)."""
+    """A row's next token, or why there is none and whose `fault` that is (None: as for all errors of a runner).
+
+    With the first one come the prompt's log-probabilities, where they were asked for.
+    """
 
     row_id: str
     token: int
     logprob: TokenLogprob | None
     error: str | None
     fault: Fault | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def scores_prompts(self) -> bool:
+        """Whether rows may ask for the log-probabilities of their prompts."""
+        ...
+
+    @property
     def waiting(self) -> int:
         """Rows that were inserted and have not begun."""
         ...
@@ -105,6 +114,8 @@ class Runner(Protocol):
 
 class RowLine:
     """A part of the runners that keep no prefixes: rows stand in line, in order, until they begin."""
+
+    scores_prompts = False
 
     def __init__(self) -> None:
         self._line: dict[str, Sequence] = {}

@@ -281,7 +281,7 @@ def _top_token(logits: mx.array, truncation: Truncation, uniform: mx.array) -> m
     Min-p keeps what has at least `min_p` of the most likely token's probability (Nguyen et al. 2024). Ties at a border
     stay in, as far as they are among the tokens that are looked at.
     """
-    best, tokens = _most_likely_ones(logits, truncation.kind.top + truncation.kind.top // _TIES_SHARE)
+    best, tokens = most_likely_ones(logits, truncation.kind.top + truncation.kind.top // _TIES_SHARE)
     scores = (best - best[:, :1]) * truncation.scale
     masses = powers_of_two(scores)
     last = truncation.top_k - 1
@@ -293,7 +293,7 @@ def _top_token(logits: mx.array, truncation: Truncation, uniform: mx.array) -> m
     return mx.take_along_axis(tokens, _choice(masses * (scores >= floor), uniform[:, 0, :1], axis=1), axis=-1)
 
 
-def _most_likely_ones(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+def most_likely_ones(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
     """The `count` largest logits of each row, in descending order, and their tokens: (rows, count) each.
 
     They lie in the columns with the highest maxima.

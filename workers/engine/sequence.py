@@ -56,6 +56,7 @@ class Prompt:
     """A request for text.
 
     `logprobs`: None for none, k for the chosen token's log-probability and the k most likely alternatives.
+    `prompt_logprobs`: the same of the prompt's own tokens, which are then all read, whatever of them is known.
     `resume_ids` are tokens that an earlier attempt has already emitted; generation continues behind them.
     `priority`: where memory runs out, sequences of a higher one keep their place. The text obeys the `grammar`.
     `adapter` names one of the adapters that were loaded with the model; None: the model as it is.
@@ -70,6 +71,7 @@ class Prompt:
     sampling: SamplingParams
     stop: StopRule
     logprobs: int | None = None
+    prompt_logprobs: bool = False
     resume_ids: tuple[int, ...] = ()
     priority: int = 0
     grammar: Grammar | None = None
@@ -124,7 +126,8 @@ class Chunk:
     although their text is not emitted. `text` may be empty (a character or a possible stop string is incomplete), and
     the last chunk may carry text of earlier tokens. The chunk with a `finish_reason` is the sequence's last; `fault`
     says whose an `error` is, `prefix` what a cache did for a sequence that came to its end. `vector`: little-endian
-    float32, the whole answer of a model that does not generate.
+    float32, the whole answer of a model that does not generate. `prompt_logprobs` come with the first token, where they
+    were asked for: of every token of the prompt but the first, which nothing predicts.
     """
 
     prompt_id: str
@@ -137,13 +140,15 @@ class Chunk:
     fault: Fault = Fault.ENGINE
     prefix: PrefixUse = field(default=NO_PREFIX, compare=False)  # that depends on the company
     vector: bytes | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the loaded model allows. `context_tokens` bounds prompt plus output; None: no bound is known.
 
-    `adapters` are the names that prompts may ask for; a model that `sees` takes images.
+    `adapters` are the names that prompts may ask for; a model that `sees` takes images. `scores_prompts`: it can tell
+    the log-probabilities of a prompt's tokens.
     """
 
     vocab_size: int
@@ -151,6 +156,7 @@ class Limits:
     eos_token_ids: frozenset[int]
     adapters: frozenset[str] = frozenset()
     sees: bool = False
+    scores_prompts: bool = False
 
 
 def _require(condition: bool, prompt: Prompt, message: str) -> None:
@@ -174,6 +180,8 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
         _require(all(0 <= token < limits.vocab_size for token in ids), prompt, f"{name} leave the vocabulary")
     top = prompt.logprobs
     _require(top is None or 0 <= top <= MAX_TOP_LOGPROBS, prompt, f"logprobs must be 0 to {MAX_TOP_LOGPROBS}")
+    _require(limits.scores_prompts or not prompt.prompt_logprobs, prompt, "this model's engine scores no prompts")
+    _require(top is not None or not prompt.prompt_logprobs, prompt, "prompt_logprobs need logprobs")
     _check_sampling(prompt, limits)
     _check_stop(prompt, limits)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 
 from tests.workers.engine.guided_walks import (
     COMPILER,
@@ -245,3 +246,25 @@ def test_a_fork_goes_its_own_way() -> None:
     fork.rollback(2)
     assert not fork.may_end
     assert guide.may_end
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (lark('start: "<mark>" /[a-z]{2}/ "<mark>"'), r"<mark>[a-z]{2}<mark>"),
+        (lark("start: /<mark>(ab|cd)/"), "<mark>(ab|cd)"),
+        (regex("x<mark>"), "x<mark>"),
+        (schema({"const": "<mark>"}), '"<mark>"'),
+    ],
+)
+def test_text_that_must_follow_may_be_written_like_a_special_token(grammar: Grammar, text: str, special: bool) -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_tokens([AddedToken("<mark>", special=special, normalized=False)])
+    compiler = GuideCompiler(tokenizer, LOGITS, EOS, threads=1)
+    for seed in range(5):
+        tokens = list(walk(compiler.compile(grammar), seed, vocab_tokens=TOKENS + 1))
+        assert tokens.pop() in EOS
+        assert tokenizer.token_to_id("<mark>") not in tokens
+        assert re.fullmatch(text, text_of(tokens))
+    compiler.close()

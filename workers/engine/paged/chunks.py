@@ -10,6 +10,7 @@ SMALLEST_CHUNK_TOKENS = 64
 LARGEST_CHUNK_TOKENS = 512  # a larger one computes more of what the causal mask then hides
 PADDED_SHARE = 0.25
 PADDED_TOKENS = 32  # what one more forward costs
+SCORED_CHUNK_TOKENS = 128  # all of their logits are computed: a megabyte for each, with a large vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,16 @@ class PlanLimits:
 
 
 class Chunk(NamedTuple):
-    """Tokens start..start+tokens-1 of a row's prompt; `snapshot` is where to keep the state behind them, or -1."""
+    """Tokens start..start+tokens-1 of a row's prompt; `snapshot` is where to keep the state behind them, or -1.
+
+    `is_scored`: the log-probabilities of the tokens that follow are wanted.
+    """
 
     row: Row
     start: int
     tokens: int
     snapshot: int
+    is_scored: bool = False
 
 
 class Want(NamedTuple):
@@ -74,10 +79,13 @@ def _chunk_tokens(want: Want, room: int, limits: PlanLimits, block_tokens: int) 
 
 
 def pack_forwards(chunks: Sequence[Chunk], forward_rows: int) -> list[list[Chunk]]:
-    """Chunks that are read together, each padded to the longest: as few forwards as keep the padding small."""
+    """Chunks that are read together, each padded to the longest: as few forwards as keep the padding small.
+
+    One that is scored is read alone.
+    """
     forwards: list[list[Chunk]] = []
     longest = real = 0
-    for chunk in sorted(chunks, key=lambda chunk: -chunk.tokens):
+    for chunk in sorted((chunk for chunk in chunks if not chunk.is_scored), key=lambda chunk: -chunk.tokens):
         forward = forwards[-1] if forwards else []
         padding = (len(forward) + 1) * longest - real - chunk.tokens
         if not forward or len(forward) >= forward_rows or padding > max(PADDED_TOKENS, PADDED_SHARE * real):
@@ -86,7 +94,7 @@ def pack_forwards(chunks: Sequence[Chunk], forward_rows: int) -> list[list[Chunk
         else:
             forward.append(chunk)
             real += chunk.tokens
-    return forwards
+    return forwards + [[chunk] for chunk in chunks if chunk.is_scored]
 
 
 def last_writers(chunks: Sequence[Chunk]) -> list[Chunk]:

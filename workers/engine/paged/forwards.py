@@ -44,8 +44,9 @@ class Forwards:
         self._rows: list[Row] = []
         self._groups: list[Group] = []
 
-    def read(self, chunks: Sequence[Chunk]) -> None:
-        """Chunks of prompts, padded on the right to the longest. No logits are kept, so that none are computed."""
+    def read(self, chunks: Sequence[Chunk]) -> mx.array | None:
+        """Chunks of prompts, padded on the right to the longest. No logits are kept, so that none are computed, but of
+        a chunk that is scored: (tokens, vocab)."""
         chunks = sorted(chunks, key=lambda chunk: -chunk.start - chunk.tokens)
         input_ids = np.zeros((len(chunks), max(chunk.tokens for chunk in chunks)), dtype=np.int32)
         for place, chunk in enumerate(chunks):
@@ -56,10 +57,12 @@ class Forwards:
             groups=plan_groups([chunk.start + chunk.tokens for chunk in chunks]),
         )
         slots = [chunk.row.slot for chunk in chunks if chunk.row.slot >= 0]
-        self._model.forward(mx.array(input_ids), layout, slots, [chunk.row.prompt.adapter for chunk in chunks])
+        adapters = [chunk.row.prompt.adapter for chunk in chunks]
+        logits = self._model.forward(mx.array(input_ids), layout, slots, adapters)
         for chunk in chunks:
             if chunk.snapshot >= 0:
                 self._model.snapshot(chunk.row.slot, chunk.snapshot)
+        return logits[0] if chunks[0].is_scored else None
 
     def decode(self, plan: StepPlan, flight: Flight | None) -> Batch:
         """The newest token of every row, which the step in `flight` may be about to draw, and its drafts."""

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from workers.engine.paged.blocks import NULL_BLOCK, BlockPool
-from workers.engine.paged.chunks import Chunk, PlanLimits, Want, last_writers, pack_forwards, share_budget
+from workers.engine.paged.chunks import (
+    SCORED_CHUNK_TOKENS,
+    Chunk,
+    PlanLimits,
+    Want,
+    last_writers,
+    pack_forwards,
+    share_budget,
+)
 from workers.engine.paged.prefix import PrefixCache, Snapshots
 from workers.engine.paged.rows import Phase, Row
 
@@ -294,10 +302,12 @@ class Planner:
         return highest
 
     def _chunk_end(self, row: Row) -> int:
-        """How far the row may be read in one go: where state is kept, to its last block border first."""
+        """How far the row may be read in one go: where state is kept, to its last block border first; not far where
+        every token is scored."""
         border = row.prompt_target // self._pool.block_tokens * self._pool.block_tokens
         keeps = self._snapshots is not None and border - row.computed >= self._limits.smallest_chunk_tokens
-        return border if keeps else row.prompt_target
+        end = border if keeps else row.prompt_target
+        return min(end, row.computed + SCORED_CHUNK_TOKENS) if row.wants_scores else end
 
     def _read(self, row: Row, tokens: int, plan: StepPlan) -> Chunk | None:
         """Plan `tokens` more of the row's prompt (0: all is read, or it has to wait); the last lets it join."""
@@ -311,7 +321,7 @@ class Planner:
             self.decoding.append(row)
             row.phase = Phase.DECODING
             plan.joined.append(row)
-        return Chunk(row, start, tokens, self._snapshot_slot(row)) if tokens else None
+        return Chunk(row, start, tokens, self._snapshot_slot(row), row.wants_scores) if tokens else None
 
     def _snapshot_slot(self, row: Row) -> int:
         if self._snapshots is None or row.computed % self._pool.block_tokens:

@@ -81,7 +81,7 @@ class PrefixCache:
     def next_hash(self, row: Row) -> bytes | None:
         """The name of the block that the row computes next; None where nobody could wait for it."""
         index, inside = divmod(row.computed, self._pool.block_tokens)
-        if not self._enabled or inside or (index + 1) * self._pool.block_tokens > len(row.tokens):
+        if not self._takes_over(row) or inside or (index + 1) * self._pool.block_tokens > len(row.tokens):
             return None
         return self.hash_at(row, index)
 
@@ -92,7 +92,7 @@ class PrefixCache:
         """
         size = self._pool.block_tokens
         start, beyond = row.computed // size, row.prompt_target // size
-        if not self._enabled or row.computed % size:
+        if not self._takes_over(row) or row.computed % size:
             return []
         found: list[int] = []
         best = run = start
@@ -129,7 +129,12 @@ class PrefixCache:
         Its owner writes behind that: it is to be copied.
         """
         index = row.prompt_target // self._pool.block_tokens
-        if not self._tails or row.computed != index * self._pool.block_tokens or len(row.table) != index:
+        if (
+            not self._tails
+            or row.wants_scores
+            or row.computed != index * self._pool.block_tokens
+            or len(row.table) != index
+        ):
             return None
         owner = self._tails.get(self._tail_name(row))
         block = NULL_BLOCK if owner is None else owner.table[index]
@@ -157,7 +162,11 @@ class PrefixCache:
     def look_up(self, row: Row) -> None:
         """Count a row's beginning."""
         size = self._pool.block_tokens
-        self.looked_up_tokens_total += row.prompt_target // size * size if self._enabled else 0
+        self.looked_up_tokens_total += row.prompt_target // size * size if self._takes_over(row) else 0
+
+    def _takes_over(self, row: Row) -> bool:
+        """Not what it has to read itself, because the log-probabilities on the way are wanted."""
+        return self._enabled and not row.wants_scores
 
     def publish(self, row: Row) -> None:
         """Offer the row's full blocks; only of work that has been handed to the device, or never will be again."""

@@ -31,6 +31,7 @@ class Row:
     `tail` is the name under which others find the end of what the row had to read.
     `reused` tokens were found computed when the row began.
     `kept` blocks have been offered to the store on disk, which was asked for others if the row `is_fetched`.
+    While it `wants_scores` of its prompt it has to read all of it itself.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Row:
         "tail",
         "tokens",
         "unread",
+        "wants_scores",
     )
 
     def __init__(self, sequence: Sequence, *, arrival: int, root: bytes) -> None:
@@ -75,6 +77,7 @@ class Row:
         self.hashes: list[bytes] = []
         self.computed = self.published = self.kept = self.preemptions = self.reused = 0
         self.is_fetched = False
+        self.wants_scores = self.prompt.prompt_logprobs
         self.tail: bytes | None = None
         self.slot = self.place = -1
         self.drafts: tuple[int, ...] = ()

@@ -28,6 +28,7 @@ from workers.engine.paged.forwards import Batch, Flight, Forwards
 from workers.engine.paged.planner import Planner, StepPlan
 from workers.engine.paged.prefix import PrefixCache, Snapshots
 from workers.engine.paged.rows import Row
+from workers.engine.paged.scores import PromptScores
 from workers.engine.paged.speculation import Speculation
 from workers.engine.paged.store import PrefixStore, StoreStats
 from workers.engine.paged.stored import StoredPrefixes
@@ -63,6 +64,8 @@ class Built:
 
 class PagedRunner:
     """Rows known by the ids of their sequences. Everything happens in the calling thread."""
+
+    scores_prompts = True
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class PagedRunner:
         self._places = limits.rows
         self._forwards = Forwards(model)
         self._sampler = BatchSampler(vocab_size)
+        self._scores = PromptScores()
         # Recurrent state cannot be rewound behind a wrong guess.
         guesser: DraftModel | None = None
         if draft is not None:
@@ -178,6 +182,7 @@ class PagedRunner:
                 self._stored.keep(row)
             self._planner.remove(row)
         self._stop_drawing(known)
+        self._scores.forget(known)
 
     def close(self) -> None:
         self.remove(list(self._rows))
@@ -235,8 +240,9 @@ class PagedRunner:
             self._model.copy_blocks(*zip(*plan.copied, strict=True))
         built = Built(plan=plan)
         for forward in plan.forwards:
-            self._forwards.read(forward)
-            built.stages.append(self._model.pools())
+            scores = self._scores.read(forward[0], self._forwards.read(forward))
+            built.stages.append([*scores, *self._model.pools()])
+        self._scores.forget([row.id for row in plan.preempted if not row.unread])
         for row in plan.joined:
             self._sampler.add(row.id, row.prompt, row.end_ids, row.output_ids)
         if plan.decode:
@@ -333,7 +339,8 @@ class PagedRunner:
                     row.guide.accept(token)
                 except GuideFailed as failure:
                     error = str(failure)
-            tokens.append(RowToken(row.id, token, None if error else flight.drawn.take_logprob(place, token), error))
+            logprob = None if error else flight.drawn.take_logprob(place, token)
+            tokens.append(RowToken(row.id, token, logprob, error, prompt_logprobs=self._scores.take(row)))
             if error or token in row.end_ids:
                 break
         taken = [token.token for token in tokens]

@@ -38,7 +38,7 @@ class StoredPrefixes:
     def fetch(self, rows: Iterable[Row]) -> None:
         """Bring into the pool, as cached blocks, what the rows need and the store has; once for each row."""
         for row in rows:
-            if not row.is_fetched:
+            if not row.is_fetched and not row.wants_scores:
                 row.is_fetched = True
                 self._fetch(row)
 

@@ -10,7 +10,7 @@ from workers.engine.paged.blocks import root_hash
 from workers.engine.paged.cache import PagedModel
 from workers.engine.paged.chunks import PlanLimits
 from workers.engine.paged.runner import PagedRunner
-from workers.engine.sequence import Limits, Sequence
+from workers.engine.sequence import Limits, Sequence, TokenLogprob
 
 import mlx.core as mx  # isort: skip
 
@@ -37,6 +37,7 @@ class Rows:
         )
         self.sequences: dict[str, Sequence] = {}
         self.said: Said = {}
+        self.scores: dict[str, tuple[TokenLogprob, ...]] = {}
         self.errors: dict[str, str] = {}
         self.limits = Limits(loaded.info.vocab_size, self.runner.capacity_tokens, frozenset(loaded.info.eos_token_ids))
 
@@ -56,6 +57,9 @@ class Rows:
             sequence = self.sequences.get(token.row_id)
             if sequence is None:
                 continue  # behind the end, guessed ahead
+            if token.prompt_logprobs is not None:
+                assert token.row_id not in self.scores, "a prompt was scored twice"
+                self.scores[token.row_id] = token.prompt_logprobs
             if token.error is None:
                 sequence.advance(token.token)
                 self.said[token.row_id].append(token.token)

@@ -128,7 +128,7 @@ class PaperDevice:
             assert self.pool.is_writable(target), "a shared block is written"
             for place in range(tokens):
                 self.content[target * size + place] = self.content[source * size + place]
-        for row, start, tokens, snapshot in (chunk for forward in plan.forwards for chunk in forward):
+        for row, start, tokens, snapshot, _ in (chunk for forward in plan.forwards for chunk in forward):
             self._compute(row, self._names(row, ()), range(start, start + tokens))
             if snapshot >= 0:
                 self.state[snapshot] = self.state[row.slot]
