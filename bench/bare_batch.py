@@ -1,4 +1,6 @@
-"""The engine alone on a batch's lines, for bench/batches.py: `python -m bench.bare_batch FILE SECONDS` prints lines/s.
+"""The engine alone on a batch's lines: `python -m bench.bare_batch FILE SECONDS`, for bench/batches.py.
+
+Prints the lines that it answers a second, and the processor time in ms that a line costs.
 
 The demo model, as its worker has it: as many rows, prompts by its template, and always more of them than rows.
 """
@@ -54,9 +56,9 @@ def main() -> None:
     card = model_card("demo", info, engine.stats().backend, engine.context_tokens)
     waiting = prompts(path, PromptFormat(card, info.tokenizer_json))
     answer(engine, waiting, lines=WARM_LINES, until_s=float("inf"))
-    began_s = time.monotonic()
+    began_s, used_s = time.monotonic(), time.process_time()
     answered = answer(engine, waiting, lines=float("inf"), until_s=began_s + seconds)
-    print(answered / (time.monotonic() - began_s))
+    print(answered / (time.monotonic() - began_s), 1000 * (time.process_time() - used_s) / answered)
 
 
 if __name__ == "__main__":

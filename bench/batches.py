@@ -78,11 +78,12 @@ async def deepest(queue: JobQueue, seconds: float) -> tuple[int, int]:
     return most, looks
 
 
-def engine_alone(path: Path, seconds: float) -> float:
-    """Lines that the engine answers a second, without a farm around it."""
+def engine_alone(path: Path, seconds: float) -> tuple[float, float]:
+    """Lines that the engine answers a second without a farm around it, and the ms of processor time that one costs."""
     command = [sys.executable, "-m", "bench.bare_batch", str(path), str(seconds)]
     done = subprocess.run(command, env=os.environ | LINUX_ENVIRONMENT, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    per_s, cpu_ms = map(float, done.stdout.split())
+    return per_s, cpu_ms
 
 
 async def answered_lines(client: httpx2.AsyncClient, batch_id: str) -> int:
@@ -121,12 +122,15 @@ async def measure(folder: Path, redis_url: str, lines: int, seconds: float, wind
     each = ", ".join(f"{name} {mb:.0f} MB" for name, mb in extra_mb.items())
     print(f"extra memory                                   {sum(extra_mb.values()):.0f} MB ({each})")
     print(f"most jobs waiting in the low lane              {most} (in {looks} looks over {seconds:.0f} s)")
-    alone_per_s = engine_alone(path, seconds)
+    alone_per_s, alone_ms = engine_alone(path, seconds)
     print(f"answered meanwhile                             {answered} ({per_s:.1f} lines/s)")
-    spent = ", ".join(f"{name} {1000 * cpu_s / max(1, answered):.1f}" for name, cpu_s in used_s.items())
-    print(f"processor time, ms a line                      {spent}")
+    spent_ms = {name: 1000 * cpu_s / max(1, answered) for name, cpu_s in used_s.items()}
+    each = ", ".join(f"{name} {ms:.1f}" for name, ms in spent_ms.items())
+    print(f"processor time, ms a line                      {sum(spent_ms.values()):.1f} ({each})")
     ratio = f"the farm: {per_s / alone_per_s:.2f} of that"
-    print(f"the engine alone                               {alone_per_s:.1f} lines/s; {ratio}")
+    by_time = f"{alone_ms / max(0.1, sum(spent_ms.values())):.2f} by processor time"
+    alone = f"{alone_per_s:.1f} lines/s, {alone_ms:.1f} ms"
+    print(f"the engine alone                               {alone}; {ratio}, {by_time}")
 
 
 def main() -> None:

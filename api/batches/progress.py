@@ -25,8 +25,16 @@ from scheduler.settings import BatchSettings
 log = structlog.get_logger()
 
 TAKEN_AT_ONCE = 64
+"""Lines that one step makes jobs of, and bytes of the input that it reads for that."""
 TAKEN_BYTES = 16 * 2**20
 SETTLED_AT_ONCE = 64
+"""Lines that one step gives their outcomes."""
+
+
+def may_rest(before: Batch, after: Batch) -> bool:
+    """Has a step done all that there was to do, and what comes next is better done together, a little later?"""
+    settled, taken = after.counts.done - before.counts.done, after.counts.taken - before.counts.taken
+    return before.state is after.state and settled < SETTLED_AT_ONCE and taken < TAKEN_AT_ONCE
 
 
 class Progress:
@@ -49,7 +57,8 @@ class Progress:
             case BatchState.VALIDATING:
                 return await self._validate(batch, form)
             case BatchState.IN_PROGRESS:
-                return await self._settle(batch, form) or await self._go_on(batch, form)
+                settled = await self._settle(batch, form)
+                return await self._go_on(settled or batch, form) or settled
             case BatchState.CANCELLING:
                 return await self._settle(batch, form) or await self._finish(batch, form, Outcome.CANCELED)
             case BatchState.FINALIZING:

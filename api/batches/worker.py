@@ -16,7 +16,7 @@ from arq import ArqRedis, Worker, cron
 from redis.exceptions import RedisError
 
 from api.batches.delivery import Delivery
-from api.batches.progress import Progress
+from api.batches.progress import Progress, may_rest
 from api.node import Node
 from scheduler.batches.records import Batch
 from scheduler.connections import connection_pool
@@ -29,6 +29,9 @@ QUEUE_NAME = "farm:batches"
 
 ERRAND_S = 3600
 """The longest errand: writing the results of a large batch."""
+
+GATHER_S = 0.25
+"""Lines that end within this time are settled together. A window of lines lasts longer than that."""
 
 TURN_S = 5.0
 """A batch that always has something to do gives the others their turn after this."""
@@ -77,10 +80,11 @@ class Errands:
         moved: Batch | None = batch
         try:
             while moved is not None and time.monotonic() < until_s:
-                state = moved.state
-                moved = await self._progress.step(moved)
-                if moved is not None and moved.state is not state:
+                before, moved = moved, await self._progress.step(moved)
+                if moved is not None and moved.state is not before.state:
                     log.info("batch", batch=batch.id, state=moved.state.value)
+                if moved is not None and may_rest(before, moved):
+                    await asyncio.sleep(GATHER_S)
         except BatchMoved:
             log.info("batch was moved by somebody else", batch=batch.id)
         finally:

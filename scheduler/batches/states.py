@@ -90,9 +90,17 @@ class Counts:
         return replace(self, **{outcome.value: getattr(self, outcome.value) + lines})
 
 
+REFILL_SHARE = 8
+"""An eighth of the window is taken together: a transaction for each line would cost more than the line's job."""
+
+
 def lines_to_take(counts: Counts, *, window: int, at_once: int) -> int:
-    """How many lines may become jobs now: the queue never holds more than `window` of one batch."""
-    return max(0, min(window - counts.open, counts.waiting, at_once))
+    """How many lines should become jobs now: the queue never holds more than `window` of one batch.
+
+    None while less than a part of the window is free and more lines than that are waiting.
+    """
+    wanted = min(window - counts.open, counts.waiting, at_once)
+    return wanted if wanted >= min(counts.waiting, at_once, max(1, window // REFILL_SHARE)) else 0
 
 
 def next_state(state: BatchState, counts: Counts, *, now_ms: int, expires_ms: int) -> BatchState:

@@ -35,6 +35,15 @@ def test_no_more_lines_are_taken_than_the_window_and_the_input_have(before: Coun
         assert before.open + taken <= window
 
 
+@given(counts, st.integers(1, 5000), st.integers(1, 500))
+def test_lines_are_taken_together_and_never_too_late(before: Counts, window: int, at_once: int) -> None:
+    taken = lines_to_take(before, window=window, at_once=at_once)
+    if taken:
+        assert taken >= min(before.waiting, at_once, max(1, window // 8))
+    elif before.waiting:
+        assert before.open > window * 7 / 8 - 1, "most of the window is left to work on"
+
+
 @given(st.integers(1, 100), st.integers(1, 50), st.integers(1, 40), st.integers())
 def test_every_line_is_taken_once_and_ends_once_whatever_the_order(
     total: int, window: int, at_once: int, seed: int
