@@ -17,6 +17,7 @@ from pathlib import Path
 import workers.demo
 from scheduler.prompts import PromptFormat
 from workers.engine import Engine, Prompt, SamplingParams, StopRule, load_engine
+from workers.engine_thread import let_compute_wait, step_back
 from workers.model_process import model_card
 
 ROWS = 32
@@ -50,9 +51,11 @@ def answer(engine: Engine, waiting: Iterator[Prompt], *, lines: float, until_s: 
 
 
 def main() -> None:
-    """A few lines first warm up."""
+    """A few lines first warm up. It gives way to other programs as a worker does."""
     path, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    step_back()
     engine, info = load_engine(str(Path(workers.demo.__file__).parent), max_sequences=ROWS)
+    let_compute_wait()
     card = model_card("demo", info, engine.stats().backend, engine.context_tokens)
     waiting = prompts(path, PromptFormat(card, info.tokenizer_json))
     answer(engine, waiting, lines=WARM_LINES, until_s=float("inf"))

@@ -112,14 +112,14 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            _step_back()
+            step_back()
             loaded = self._load()
             self._info = loaded.info
             self.description, self.context_tokens = loaded.engine.backend, loaded.engine.context_tokens
             self.obeys_grammars = loaded.engine.obeys_grammars
             self.scores_prompts = loaded.engine.scores_prompts
             self.stats = loaded.engine.stats()
-            _let_compute_wait()
+            let_compute_wait()
             self._loaded.set()
             self._loop(loaded.engine)
             loaded.engine.close()
@@ -171,7 +171,7 @@ class EngineThread:
                     engine.cancel(prompt_id)
 
 
-def _step_back() -> None:
+def step_back() -> None:
     """On Linux, give way to those who bring work and carry chunks away: they need little, but at once.
 
     The priority is this thread's and is inherited by the threads that MLX starts from it.
@@ -180,7 +180,7 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ENGINE_NICE)
 
 
-def _let_compute_wait() -> None:
+def let_compute_wait() -> None:
     """On Linux, let MLX's own threads run only where nobody else wants to: a frame is on its way in microseconds.
 
     They never hold the interpreter, so that no Python thread can wait for one that waits for a processor; sched(7).
