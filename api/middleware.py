@@ -73,7 +73,7 @@ class RequestFrame:
 
 
 class Gate:
-    """Refuses before the body is read: a draining node, a caller who may not, a wrong content type; also a body over
+    """Refuses before the body is read: a draining node, a caller who may not, a wrong form of body; also a body over
     its limit.
 
     A request with a JSON body goes in when the body is here and its turn has come. `uploads` are paths whose bodies
@@ -136,15 +136,9 @@ class Gate:
             return error
         if int(headers.get("content-length", "0") or 0) > self._limit(scope):
             return too_large(self._limit(scope))
-        if path in self._uploads:
+        if scope["method"] != "POST" or not has_body(headers):
             return None
-        if scope["method"] == "POST" and has_body(headers) and not is_json(headers.get("content-type", "")):
-            return ApiError(
-                415,
-                "The body must be JSON and say so: add -H 'Content-Type: application/json'.",
-                code="unsupported_media_type",
-            )
-        return None
+        return unsupported(headers, json_only=path not in self._uploads)
 
     def _limit(self, scope: Scope) -> int:
         """Bytes that this request's body may have."""
@@ -184,6 +178,17 @@ async def _received(receive: Receive) -> Receive:
 def has_body(headers: Headers) -> bool:
     """Does the request announce a body?"""
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def unsupported(headers: Headers, *, json_only: bool) -> ApiError | None:
+    """The refusal of a body by its form: nothing is decompressed here (RFC 9110, 8.4 and 15.5.16)."""
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        wanted = "The body must not be compressed: send it as it is, without Content-Encoding."
+    elif json_only and not is_json(headers.get("content-type", "")):
+        wanted = "The body must be JSON and say so: add -H 'Content-Type: application/json'."
+    else:
+        return None
+    return ApiError(415, wanted, code="unsupported_media_type")
 
 
 def is_json(content_type: str) -> bool:

@@ -7,21 +7,17 @@ Key schema: scripts/limits.lua.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Mapping
 
-import structlog
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from scheduler.backpressure import LONGEST_S, SHORTEST_S, SPREAD, Level, Limits, Standing
-from scheduler.errors import OverLimit, QueueUnavailable, RateLimited
-from scheduler.outages import redis_errors
+from scheduler.errors import OverLimit, RateLimited
+from scheduler.outages import look_for_ever, redis_errors
 from scheduler.queue import JobQueue, shard_key
 from scheduler.scripts import limit_texts
-
-log = structlog.get_logger()
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "requests": ("requests_per_minute", "requests per minute"),
@@ -87,14 +83,12 @@ class Limiter:
 
     async def run(self, period_s: float = 0.5) -> None:
         """Settle for ever what no API node has settled (async jobs, clients that left); an outage only delays it."""
-        while True:
-            try:
-                for shard in range(self._queue.shards):
-                    while await self.settle(shard) == BATCH:
-                        continue
-            except QueueUnavailable as error:
-                log.warning("limits wait", error=str(error))
-            await asyncio.sleep(period_s)
+        await look_for_ever(self._settle_all, period_s, "settling what keys have used")
+
+    async def _settle_all(self) -> None:
+        for shard in range(self._queue.shards):
+            while await self.settle(shard) == BATCH:
+                continue
 
     async def _settle(self, budget: str, job_id: str, requests: int, input_tokens: int, output_tokens: int) -> None:
         async with redis_errors():

@@ -7,15 +7,13 @@ an API node that still holds one gives it back within seconds.
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
-from scheduler.errors import QueueUnavailable, RecordUnavailable
 from scheduler.events import EventType
 from scheduler.forgotten import forgotten, tell_end
 from scheduler.job_ids import shard_of
 from scheduler.jobs import Job
+from scheduler.outages import look_for_ever
 from scheduler.queue import JobQueue
 from scheduler.store import Store
 
@@ -41,13 +39,7 @@ class Lost:
 
     async def run(self, period_s: float = PERIOD_S) -> None:
         """Look for ever; an outage only delays it."""
-        while True:
-            try:
-                if ended := await self.look():
-                    log.error("jobs were lost with their API node and Redis' memory", jobs=ended)
-            except (QueueUnavailable, RecordUnavailable) as error:
-                log.warning("the look for lost jobs waits", error=str(error))
-            await asyncio.sleep(period_s)
+        await look_for_ever(self.look, period_s, "the look for lost jobs")
 
     async def look(self) -> list[str]:
         """One look; the jobs that were ended. Raises QueueUnavailable, RecordUnavailable: then it does not count."""
@@ -59,6 +51,8 @@ class Lost:
         given_up = [job for job in missing.values() if job.id in self._missing]
         ended = [job.id for job in given_up if await tell_end(self._queue, job.id, job.state, EventType.LOST, LOST)]
         self._missing = missing.keys() - {job.id for job in given_up}
+        if ended:
+            log.error("jobs were lost with their API node and Redis' memory", jobs=ended)
         return ended
 
     async def _unknown(self, jobs: list[Job]) -> list[Job]:

@@ -254,10 +254,13 @@ class JobQueue:
         disowned, cancelled, expired = (tuple(item.decode() for item in ids) for ids in lists)
         return Heartbeat(bool(alive), disowned, cancelled, expired)
 
-    async def reap(self, shard: int, *, worker: str = "", limit: int = 64) -> list[str]:
-        """Re-queue the jobs of workers whose lease has ended, or of `worker` now (its process is known to be dead)."""
+    async def reap(self, shard: int, *, worker: str = "", ended_ms: int = 0, limit: int = 64) -> list[str]:
+        """Re-queue the jobs of workers whose lease ended `ended_ms` ago or before, or of `worker` now.
+
+        Such a worker's process is known to be dead.
+        """
         async with redis_errors():
-            touched = await self.run("reap", shard, self.policy.max_crashes, limit, worker)
+            touched = await self.run("reap", shard, self.policy.max_crashes, limit, worker, ended_ms)
         return [item.decode() for item in touched]
 
     async def listen(self, job_id: str, node: str, *, add: bool = True) -> JobState | None:

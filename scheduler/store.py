@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,7 +11,7 @@ from sqlalchemy import Executable, and_, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from scheduler.database import record_errors
+from scheduler.database import DatabaseClock, record_errors
 from scheduler.errors import IdempotencyConflict
 from scheduler.frames import End as EndFrame
 from scheduler.frames import Frame, FrameId, decode_body, encode_chunks, encode_end
@@ -22,6 +21,8 @@ from scheduler.queue import NewJob
 from scheduler.requests import JobRequest
 from scheduler.tables import DurableJobRow, JobRow, TurnRow
 from scheduler.wire import known_fields
+
+_WAITED_MS = (DatabaseClock() - DurableJobRow.accepted_ms).label("waited_ms")
 
 JOB_COLUMNS = tuple(field.name for field in fields(Job))
 
@@ -86,7 +87,7 @@ class Store:
         """Note that the queue has these jobs."""
         async with record_errors(), self.engine.begin() as connection:
             await connection.execute(
-                update(DurableJobRow).where(DurableJobRow.id.in_(job_ids)).values(relayed_ms=_now_ms())
+                update(DurableJobRow).where(DurableJobRow.id.in_(job_ids)).values(relayed_ms=DatabaseClock())
             )
 
     async def unrelayed(self, older_than_ms: int, limit: int = 100) -> list[NewJob]:
@@ -95,24 +96,24 @@ class Store:
         Without their images, as all lists of jobs.
         """
         query = (
-            select(DurableJobRow.submission, DurableJobRow.body, DurableJobRow.accepted_ms)
+            select(DurableJobRow.submission, DurableJobRow.body, _WAITED_MS)
             .where(DurableJobRow.relayed_ms.is_(None), DurableJobRow.ended_ms.is_(None))
-            .where(DurableJobRow.accepted_ms <= _now_ms() - older_than_ms)
+            .where(DurableJobRow.accepted_ms <= DatabaseClock() - older_than_ms)
             .order_by(DurableJobRow.accepted_ms)
             .limit(limit)
         )
-        return [_new_job(row.submission, row.body, _now_ms() - row.accepted_ms) for row in await self._all(query)]
+        return [_new_job(row.submission, row.body, row.waited_ms) for row in await self._all(query)]
 
     async def unfinished(self, after_id: str = "", limit: int = 500) -> list[NewJob]:
         """Relayed jobs without an end, by id: what a queue that lost its memory must be given again."""
         query = (
-            select(DurableJobRow.submission, DurableJobRow.body, DurableJobRow.accepted_ms)
+            select(DurableJobRow.submission, DurableJobRow.body, _WAITED_MS)
             .where(DurableJobRow.relayed_ms.is_not(None), DurableJobRow.ended_ms.is_(None))
             .where(DurableJobRow.id > after_id)
             .order_by(DurableJobRow.id)
             .limit(limit)
         )
-        return [_new_job(row.submission, row.body, _now_ms() - row.accepted_ms) for row in await self._all(query)]
+        return [_new_job(row.submission, row.body, row.waited_ms) for row in await self._all(query)]
 
     async def durable_job(self, job_id: str) -> DurableJob | None:
         """An accepted async job with its result, or None."""
@@ -181,7 +182,6 @@ async def insert_durable(connection: AsyncConnection, jobs: Sequence[NewJob]) ->
 
     Images are apart from the bodies, which many look at.
     """
-    now_ms = _now_ms()
     rows = [
         {
             "id": job.id,
@@ -190,12 +190,11 @@ async def insert_durable(connection: AsyncConnection, jobs: Sequence[NewJob]) ->
             "body_hash": job.body_hash,
             "submission": _submission(job),
             "body": job.request.without_images().encode(),
-            "accepted_ms": now_ms,
         }
         for job in jobs
     ]
     if rows:
-        await connection.execute(insert(DurableJobRow), rows)
+        await connection.execute(insert(DurableJobRow).values(accepted_ms=DatabaseClock()), rows)
     await keep_images(connection, ((job.id, job.tenant, job.request.images) for job in jobs))
 
 
@@ -260,7 +259,3 @@ def _new_job(submission: Mapping[str, Any], body: bytes, waited_ms: int) -> NewJ
     waited_ms = max(0, waited_ms)
     deadline_ms = max(1, job.deadline_ms - waited_ms) if job.deadline_ms else 0
     return replace(job, delay_ms=max(0, job.delay_ms - waited_ms), deadline_ms=deadline_ms)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -6,7 +6,6 @@ node that told it. That node looks for the job again when the disk must have it,
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from typing import Any
 
 import structlog
 
-from scheduler.errors import QueueUnavailable, RecordUnavailable
 from scheduler.forgotten import forgotten, tell_end
 from scheduler.frames import End
 from scheduler.jobs import ENDS, TERMINAL
+from scheduler.outages import look_for_ever
 from scheduler.queue import JobQueue, NewJob, submitted_facts
 from scheduler.store import Store
 
@@ -54,13 +53,7 @@ class Told:
 
     async def run(self, period_s: float = PERIOD_S) -> None:
         """Look for ever; an outage only delays it."""
-        while True:
-            try:
-                if jobs := await self.look():
-                    log.warning("Redis has lost jobs whose ends were told, the record was told again", jobs=jobs)
-            except (QueueUnavailable, RecordUnavailable) as error:
-                log.warning("the look for told ends waits", error=str(error))
-            await asyncio.sleep(period_s)
+        await look_for_ever(self.look, period_s, "the look for told ends")
 
     async def look(self) -> list[str]:
         """One look at what was told long enough ago; the jobs that the queue and the record had to be told of.
@@ -79,6 +72,8 @@ class Told:
             if await self._tell(self._forgotten[0]):
                 jobs.append(self._forgotten[0].job_id)
             del self._forgotten[0]
+        if jobs:
+            log.warning("Redis has lost jobs whose ends were told, the record was told again", jobs=jobs)
         return jobs
 
     async def _tell(self, told: _ToldEnd) -> bool:

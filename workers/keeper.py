@@ -7,6 +7,7 @@ with growing delays (restarts.py); one that makes no progress is killed (pulse.p
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from scheduler.errors import QueueUnavailable
 from scheduler.models import ModelCard
 from scheduler.process import EXIT_MODEL, cancel_all
 from scheduler.queue import JobQueue
-from workers.pulse import PULSE, STACKS, Watch
+from workers.pulse import PULSE, Watch
 from workers.restarts import Restarts
 from workers.spawning import Child, Spawner
 from workers.words import HOLDS, LOADING, MEMORY, READY, REFUSED
@@ -29,8 +30,8 @@ from workers.words import HOLDS, LOADING, MEMORY, READY, REFUSED
 log = structlog.get_logger()
 
 WATCH_PERIOD_S = 0.25
-STACKS_S = 0.5
-"""For a hung process to write its stacks."""
+STACKS_S = 20.0
+"""For a hung process to write its stacks and die of that, however busy the machine is."""
 
 SLACK_S = 15.0
 """More than its drain time is given to a process that was asked to stop."""
@@ -165,15 +166,18 @@ class Keeper:
         return True
 
     async def _watch(self, child: asyncio.subprocess.Process, watch: Watch) -> None:
-        """Kill a child that makes no progress, with its threads' stacks in the log where it can still write them."""
+        """End a child that makes no progress, with its threads' stacks in the log where it can still write them."""
         reason = ""
         while not reason:
             await asyncio.sleep(WATCH_PERIOD_S)
             reason = watch.verdict(time.monotonic())
         log.error("killing the model process", reason=reason, pid=child.pid)
         with suppress(ProcessLookupError):
-            child.send_signal(STACKS)
-            await asyncio.sleep(STACKS_S)
+            child.send_signal(signal.SIGABRT)
+            child.send_signal(signal.SIGCONT)  # a stopped process can die only when it runs
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STACKS_S):
+                    await child.wait()
             child.kill()
 
     async def _stop_child(self, running: asyncio.Task[int]) -> int:

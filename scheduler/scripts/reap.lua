@@ -1,11 +1,11 @@
 -- Put the jobs of workers whose lease has ended back to the front: first crash resumes, second runs alone, third is
 -- dead. Bounded work per call.
--- ARGV: max_crashes limit worker('' = all whose lease has ended; a name = this one, now)
+-- ARGV: max_crashes limit worker('' = all whose lease has ended; a name = this one, now) ended_ms(ago, or before)
 -- Returns the ids touched
 go()
 local max_crashes, limit, only = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local t = now()
-local gone = only ~= '' and {only} or redis.call('ZRANGEBYSCORE', S .. 'wl', '-inf', t, 'LIMIT', 0, 4)
+local gone = only ~= '' and {only} or redis.call('ZRANGEBYSCORE', S .. 'wl', '-inf', int(t - tonumber(ARGV[4])), 'LIMIT', 0, 4)
 for _, wid in ipairs(gone) do redis.call('ZADD', S .. 'wl', 0, wid) end -- begun: this lease cannot be renewed any more
 local touched = {}
 local seen_by = only ~= '' and 'agent' or 'lease'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -263,6 +264,18 @@ async def test_another_content_type_is_told_the_right_one(shared_client: httpx2.
         response = await shared_client.post(CHAT, content=json.dumps(chat_body()), headers=headers)
         assert response.status_code == 415
         assert "-H 'Content-Type: application/json'" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/files"])
+async def test_a_compressed_body_is_refused_and_not_unpacked(shared_client: httpx2.AsyncClient, path: str) -> None:
+    """S13: a kilobyte of gzip that would be a megabyte."""
+    content = gzip.compress(json.dumps(chat_body(user="x" * 2**20)).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = await shared_client.post(path, content=content, headers=headers)
+    assert response.status_code == 415
+    assert "without Content-Encoding" in response.json()["error"]["message"]
+    headers["content-encoding"] = "identity"
+    assert (await shared_client.post(CHAT, content=b"{", headers=headers)).status_code == 400
 
 
 async def test_an_unknown_model_is_404_with_the_nearest_names(shared_client: httpx2.AsyncClient) -> None:

@@ -21,10 +21,10 @@ import pytest
 from scheduler.connections import command_client
 from scheduler.queue import JobQueue
 from tests.farm.streams import get
+from tests.faults.patching import patched
 from tests.waiting import PATIENCE_S, until
 
 READY_S = 200
-FAILPOINTS = Path(__file__).parents[1] / "faults" / "failpoints"
 
 
 @dataclass
@@ -168,10 +168,10 @@ def start_farm(
 ) -> Iterator[Callable[..., Farm]]:
     """Start farms that are stopped at the end of the run; keywords become FARM_… settings; no spare processes.
 
-    `redis` is anything with a `url`, which stays the caller's; without it the farm gets a server of its own. `lines`
-    are the URLs of roles that reach it on another way. Model processes can `fail_at` a point where `failpoints` are
-    asked for; `variables` are of the environment. A lease ends only where the test shortens it: no stall of the
-    machine is taken for a death.
+    `redis` is anything with a `url`, which stays the caller's; without it the farm gets a server of its own. Model
+    processes can `fail_at` a point where `failpoints` are asked for; `variables` are of the environment, `own` those of
+    single roles (`workers`, `scheduler`, `api`). A lease ends only where the test shortens it: no stall of the machine
+    is taken for a death.
     """
     farms: list[Farm] = []
 
@@ -179,9 +179,9 @@ def start_farm(
         *,
         apis: int = 1,
         redis: Any = None,
-        lines: Mapping[str, str] | None = None,
         failpoints: bool = False,
         variables: Mapping[str, str] | None = None,
+        own: Mapping[str, Mapping[str, str]] | None = None,
         **settings: str,
     ) -> Farm:
         redis, database_url = redis or start_redis(), new_database()
@@ -196,14 +196,14 @@ def start_farm(
             "FARM_SPARE_PROCESS": "false",
             "FARM_LEASE_S": "40",
             "FAIL_FILE": str(tmp_path_factory.mktemp("failures") / "point"),
-            "PYTHONPATH": os.pathsep.join([str(FAILPOINTS)] * failpoints + [str(Path(__file__).parents[2])]),
+            **(patched("failpoints") if failpoints else {"PYTHONPATH": str(Path(__file__).parents[2])}),
             **(variables or {}),
             **{f"FARM_{key.upper()}": value for key, value in settings.items()},
         }
-        ways = {role: environment | {"FARM_REDIS_URL": url} for role, url in (lines or {}).items()}
-        worker = start_role("workers", ways.get("workers", environment))
-        scheduler = start_role("scheduler", ways.get("scheduler", environment))
-        nodes = [start_role("api", ways.get("api", environment)) for _ in range(apis)]
+        of_role = {role: environment | dict((own or {}).get(role, {})) for role in ("workers", "scheduler", "api")}
+        worker = start_role("workers", of_role["workers"])
+        scheduler = start_role("scheduler", of_role["scheduler"])
+        nodes = [start_role("api", of_role["api"]) for _ in range(apis)]
         farms.append(Farm(redis, database_url, environment, scheduler, nodes, worker, [worker, scheduler, *nodes]))
         return farms[-1]
 

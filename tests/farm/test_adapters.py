@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import pytest
 from bench.adapters import write_adapter
 from bench.tiny_models import tiny_model
 from scheduler.prompts import PromptFormat
-from tests.farm.conftest import FAILPOINTS, Farm
+from tests.farm.conftest import Farm
 from tests.farm.streams import Answer, post
 from tests.farm.test_engines import VOCAB_TOKENS, model_folder
+from tests.faults.patching import patched
 from workers.engine import Prompt, SamplingParams, StopRule, load_engine
 from workers.model_process import model_card
 
@@ -38,8 +38,8 @@ def adapted(farm: Farm, folders: tuple[Path, dict[str, Path]]) -> Farm:
     """The farm with one more worker."""
     model, adapters = folders
     named = ",".join(f"{name}={folder}" for name, folder in adapters.items())
-    path = os.pathsep.join([str(FAILPOINTS), farm.environment["PYTHONPATH"]])
-    farm.start("workers", FARM_MODEL=str(model), FARM_MODEL_NAME="base", FARM_ADAPTERS=named, PYTHONPATH=path)
+    served = {"FARM_MODEL": str(model), "FARM_MODEL_NAME": "base", "FARM_ADAPTERS": named}
+    farm.start("workers", **patched("failpoints", **served))
     return farm
 
 

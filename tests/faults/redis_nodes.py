@@ -149,6 +149,26 @@ class Cluster:
         """Does every node serve, and know the others?"""
         return all(self._knows_all(node) for node in self.nodes)
 
+    @property
+    def moves_slots_at_once(self) -> bool:
+        """Can a slot change its node in one step? Valkey can since version 9."""
+        return int(str(self.nodes[0].ask("INFO", "server").get("valkey_version", "0")).partition(".")[0]) >= 9
+
+    def move(self, slot: int) -> None:
+        """A slot, with the keys that are in it, goes to another node."""
+        owner = next(node for node in self.nodes if node.ask("CLUSTER COUNTKEYSINSLOT", slot))
+        other = next(node for node in self.nodes if node is not owner)
+        owner.ask("CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", other.ask("CLUSTER MYID"))
+        until(lambda: self._has_moved(owner))
+        assert other.ask("CLUSTER COUNTKEYSINSLOT", slot)
+
+    @staticmethod
+    def _has_moved(owner: Node) -> bool:
+        newest = owner.ask("CLUSTER GETSLOTMIGRATIONS")[0]
+        facts = dict(zip(newest[::2], newest[1::2], strict=True))
+        assert facts[b"state"] not in (b"failed", b"cancelled"), facts
+        return bool(facts[b"state"] == b"success")
+
     def empty(self) -> None:
         """Forget all keys and scripts."""
         for node in self.nodes:

@@ -1,16 +1,24 @@
-"""Jumps of Redis' clock, the only one that counts: they cost work that is done twice, and no more."""
+"""Jumps of Redis' clock, the only one that counts, cost work that is done twice; other clocks may be wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import psutil
 from redis.asyncio import Redis
 
 from scheduler.frames import Chunk, FrameId
 from scheduler.jobs import JobState, replay
 from scheduler.queue import shard_key
 from scheduler.tokens import Emission, EmitCode
+from tests.farm.streams import Answer, ask, post
+from tests.faults.patching import patched
 from tests.scheduler.builders import PATIENT_LEASE_MS, Farm
 
 JUMP_MS = 60_000
+HOUR_S = 3600
+BODY = ask("Tell me a story.", temperature=1.1, seed=8)
 
 
 async def jump(redis: Redis, ms: int) -> None:
@@ -59,3 +67,42 @@ async def test_a_clock_that_jumps_back_leaves_all_ids_in_order(redis: Redis) -> 
     ids = [entry.id for entry in await farm.log.read(held.id)]
     assert ids == sorted(ids, key=lambda frame_id: (frame_id.generation, frame_id.sequence))
     assert [frame_id.sequence for frame_id in ids] == [1, 2, 3]
+
+
+def wrong_clock(offset_s: int) -> dict[str, str]:
+    """The environment of a process whose own clock is off."""
+    return patched("wrong_clock", CLOCK_OFFSET_S=str(offset_s))
+
+
+def test_processes_whose_clocks_are_hours_apart_work_together(
+    start_farm: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    """F41: leases end, jobs resume and events stand in order, because each of these has one clock: Redis' or SQL's."""
+    own = {"workers": wrong_clock(HOUR_S), "api": wrong_clock(-HOUR_S), "scheduler": wrong_clock(HOUR_S)}
+    farm = start_farm(own=own, lease_s="5")
+    undisturbed = Answer(farm.url, BODY).read()
+    began_ms = redis_ms(farm)
+    answer = Answer(farm.url, BODY)
+    answer.read(events=5)
+    accepted = post(f"{farm.url}/v1/chat/completions", BODY | {"stream": False}, Prefer="respond-async")
+    assert accepted.status_code == 202
+    for process in psutil.Process(farm.worker.process.pid).children(recursive=True):
+        process.kill()
+    farm.worker.kill()  # the machine is gone: only the end of its lease tells
+    farm.start("workers", **wrong_clock(-HOUR_S))
+    assert answer.read() == undisturbed
+    job = eventually(lambda: (found := farm.get(accepted.headers["location"]))["state"] == "finished" and found)
+    assert job["result"]["choices"][0]["message"]["content"] == undisturbed
+    query = f"SELECT type, at_ms FROM job_events WHERE job_id = '{answer.job_id}' ORDER BY ms, seq"
+    events = eventually(lambda: (rows := farm.query(query))[-1:] and rows[-1]["type"] == "finished" and rows)
+    assert [event["type"] for event in events][:2] == ["submitted", "claimed"]
+    assert "requeued" in {event["type"] for event in events}
+    times_ms = [began_ms, *(event["at_ms"] for event in events), redis_ms(farm)]
+    assert times_ms == sorted(times_ms)
+    farm.stop()
+
+
+def redis_ms(farm: Any) -> int:
+    """What the time is for Redis."""
+    seconds, micros = farm.redis.ask("TIME")
+    return int(seconds) * 1000 + int(micros) // 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from redis.asyncio import Redis
+from redis.crc import key_slot
 
 from scheduler.backpressure import Limits
 from scheduler.connections import blocking_client, command_client
@@ -18,7 +20,7 @@ from scheduler.events import EventType
 from scheduler.frames import Chunk, End, FrameId
 from scheduler.jobs import JobState
 from scheduler.limits import Limiter
-from scheduler.queue import Claimed, shard_key
+from scheduler.queue import Claimed, Heartbeat, event_key, shard_key
 from scheduler.scripts import QueuePolicy
 from scheduler.servers import require_server
 from scheduler.tokens import Emission, EmitCode, TokenListener
@@ -26,6 +28,7 @@ from tests.conftest import RedisServer
 from tests.farm.streams import Answer, ask
 from tests.faults.redis_nodes import Cluster, until
 from tests.scheduler.builders import ENDED, Farm, make_job
+from tests.waiting import PATIENCE_S
 
 SHARDS = 5
 LIMITS = Limits(requests_per_minute=100)
@@ -57,9 +60,9 @@ async def submit_to(farm: Farm, shard: int, **parts: Any) -> str:
             return await farm.queue.submit(job)
 
 
-async def emit(farm: Farm, held: Claimed, shard: int) -> EmitCode:
-    """The first frame of a job."""
-    emission = Emission(held.id, held.token, FrameId(held.generation, 1), (Chunk(0, (1,), "a"),))
+async def emit(farm: Farm, held: Claimed, shard: int, sequence: int = 1) -> EmitCode:
+    """A frame of a job."""
+    emission = Emission(held.id, held.token, FrameId(held.generation, sequence), (Chunk(0, (1,), "a"),))
     (code,) = await farm.log.emit([emission], shard=shard)
     return code
 
@@ -126,6 +129,36 @@ async def test_frames_are_heard_from_every_shard(redis: Redis, cluster: Cluster)
         assert await farm.queue.finish(held.id, held.token, EventType.FINISHED, ENDED)
         frames = [frame async for frame in listener.follow(job_id) if frame is not None]
         assert [type(frame.body) for frame in frames] == [tuple, End]
+    await listener.close()
+    await ears.aclose()
+
+
+async def test_a_shard_that_moves_to_another_node_takes_its_jobs_along(redis: Redis, cluster: Cluster) -> None:
+    """Who holds, follows or projects a job of the shard is sent on to the other node, also out of a blocking read."""
+    if not cluster.moves_slots_at_once:
+        pytest.skip("this server moves a slot key by key, and a script cannot follow half a shard")
+    farm, ears = Farm(redis, shards=SHARDS), blocking_client(cluster.url)
+    listener = TokenListener(ears, farm.queue, "node")
+    await listener.start()
+    job_id = await submit_to(farm, 0, node="node")
+    waiting = await submit_to(farm, 0)
+    await farm.queue.heartbeat("w1", [], register=True)
+    (held,) = await farm.queue.claim("w1", "demo", rows=1, nonce="n", idle=True)
+    assert await emit(farm, held, 0) is EmitCode.OK
+    last = (await redis.xrevrange(event_key(0), count=1))[0][0]
+    reading = asyncio.ensure_future(ears.xread({event_key(0): last}, block=round(PATIENCE_S * 1000)))
+    await asyncio.to_thread(cluster.move, key_slot(event_key(0).encode()))
+    assert await farm.queue.heartbeat("w1", [job_id]) == Heartbeat(True)
+    assert await emit(farm, held, 0, 2) is EmitCode.OK
+    assert await emit(farm, held, 0, 2) is EmitCode.DUPLICATE
+    assert await farm.queue.finish(held.id, held.token, EventType.FINISHED, ENDED, sequence=2)
+    frames = [frame async for frame in listener.follow(job_id) if frame is not None]
+    assert [frame.id.sequence for frame in frames] == [1, 2, 3]
+    assert len(await reading) == 1
+    (other,) = await farm.queue.claim("w1", "demo", rows=1, nonce="m", idle=True)
+    assert other.id == waiting
+    assert await farm.finish(other)
+    assert await farm.told(job_id) == ["submitted", "claimed", "finished"]
     await listener.close()
     await ears.aclose()
 

@@ -40,7 +40,8 @@ def lines(start_redis: Callable[[], RedisServer]) -> Iterator[Lines]:
 @pytest.fixture(scope="module")
 def farm(start_farm: Callable[..., Any], lines: Lines) -> Iterator[Any]:
     """Its scheduler is beside its server."""
-    farm = start_farm(redis=lines, lines={"api": lines.api.url, "workers": lines.worker.url}, lease_s="4")
+    ways = {"api": lines.api, "workers": lines.worker}
+    farm = start_farm(redis=lines, own={role: {"FARM_REDIS_URL": way.url} for role, way in ways.items()}, lease_s="4")
     yield farm
     farm.stop()
 

@@ -10,7 +10,7 @@ from scheduler.jobs import JobState
 from scheduler.queue import Heartbeat, shard_key
 from scheduler.scripts import QueuePolicy
 from scheduler.tokens import EmitCode
-from tests.scheduler.builders import ENDED, Farm
+from tests.scheduler.builders import ENDED, PATIENT_LEASE_MS, Farm
 from tests.scheduler.conftest import Eventually
 
 
@@ -128,6 +128,23 @@ async def test_the_reaper_takes_only_from_workers_whose_lease_has_ended(redis: R
     assert await long.state(kept.id) is JobState.RUNNING
     assert await long.queue.reap(0) == []
     assert await long.queue.leases("") == ["long"]
+
+
+async def test_a_lease_that_ended_during_an_outage_is_left_alone_for_as_long(
+    redis: Redis, eventually: Eventually
+) -> None:
+    short, long = Farm(redis, QueuePolicy(lease_ms=10)), Farm(redis)
+    lost = await long.start()
+    assert (await short.queue.heartbeat("w1", [lost.id])).alive
+
+    async def ended() -> bool:
+        return await long.queue.live_workers() == []
+
+    await eventually(ended)
+    assert await long.queue.reap(0, ended_ms=PATIENT_LEASE_MS) == []
+    assert await long.state(lost.id) is JobState.RUNNING
+    assert (await short.queue.heartbeat("w1", [lost.id])).alive
+    assert await eventually(lambda: long.queue.reap(0, ended_ms=5)) == [lost.id]
 
 
 async def test_a_worker_known_to_be_dead_loses_its_jobs_now(farm: Farm) -> None:

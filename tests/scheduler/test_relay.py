@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from scheduler.errors import QueueFull, QueueUnavailable
 from scheduler.jobs import JobState
 from scheduler.process import cancel_all
 from scheduler.projector import Projector
+from scheduler.queue import shard_key
 from scheduler.relay import Relay
 from scheduler.scripts import QueuePolicy
 from scheduler.store import Store
@@ -37,6 +39,22 @@ async def test_an_accepted_job_is_submitted_once(farm: Farm, engine: AsyncEngine
     assert await relay.relay(0) == 1
     assert await relay.relay(0) == 0
     assert await farm.state(job_id) is JobState.QUEUED
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_node_whose_clock_is_wrong_accepts_as_any_other(
+    farm: Farm, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """F41: another process relays the job, neither an hour too late nor with an hour less until its deadline."""
+    job, true_ns, began_s = make_job(durable=True, deadline_ms=600_000), time.time_ns, time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: true_ns() + hours * 3600 * 10**9)
+        await Store(engine).accept(job)
+    assert await make_relay(farm, engine).relay(0) == 1
+    seconds, micros = await farm.redis.time()
+    deadline_ms = await farm.redis.zscore(shard_key(0, "ddl"), job.id)
+    left_ms = deadline_ms - (seconds * 1000 + micros / 1000)
+    assert 600_000 - (time.monotonic() - began_s) * 1000 - 1000 < left_ms <= 600_000
 
 
 async def test_a_job_that_its_node_submitted_itself_is_not_doubled(farm: Farm, engine: AsyncEngine) -> None:

@@ -7,20 +7,18 @@ its 20th engine step after the file was written), or `hang 20` (that step waits 
 that others are in the batch by then. The farm itself has no such switch; the process is the real one in all else.
 """
 
-import builtins
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.faults.patching import patch_when_complete
 
 FAIL_FILE = Path(os.environ.get("FAIL_FILE", os.devnull + "/none"))
 HANGS = FAIL_FILE.with_suffix(".hangs")
 POISON_SEED = int(os.environ.get("POISON_SEED", "-1"))
 STEPS_OF_POISON = 8
-import_as_usual = builtins.__import__
-patched: set[str] = set()
 steps = 0
 
 
@@ -107,17 +105,4 @@ PATCHES = (
 )
 
 
-def import_and_look(*arguments: Any, **options: Any) -> Any:
-    """Import, and change our modules once they are complete."""
-    imported = import_as_usual(*arguments, **options)
-    for name, needed, patch in PATCHES:
-        module = sys.modules.get(name)
-        if name not in patched and hasattr(module, needed):
-            patched.add(name)
-            patch(module)
-    if len(patched) == len(PATCHES):
-        builtins.__import__ = import_as_usual
-    return imported
-
-
-builtins.__import__ = import_and_look
+patch_when_complete(PATCHES)
