@@ -36,6 +36,7 @@ from workers.consumer import Consumer
 from workers.engine import Chunk, FinishReason, load_engine
 from workers.engine_thread import EngineThread
 from workers.model_process import model_card
+from workers.room import RowBounds
 from workers.use import Use
 
 DEMO = str(Path(workers.demo.__file__).parent)
@@ -121,7 +122,7 @@ class Worker:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Take jobs, under a lease of its own; at the end those in hand are finished first."""
-        consumer = Consumer(self._queue, self._engine, "demo", Use(lambda jobs, keep_alive_s: None), rows=ROWS)
+        consumer = Consumer(self._queue, self._engine, "demo", Use(lambda jobs, keep_alive_s: None), RowBounds(ROWS))
         self._consumers.append(consumer)
         name = f"worker-{len(self._consumers)}"
         await self._queue.heartbeat(name, [], register=True)
