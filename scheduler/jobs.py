@@ -7,7 +7,7 @@ The table below is the single source: the Lua scripts get it as data (scripts/__
 submitted → queued ── claimed → running ── finished/failed/cancelled/expired/died → (terminal)
              ▲                     │
              └── requeued ── delayed (retry due later) ← scheduled
-queued → failed: nobody will serve its model
+queued → failed: nobody will serve its model; queued → queued by requeued: another model takes over then
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TRANSITIONS: dict[EventType, tuple[frozenset[JobState | None], JobState]] = {
     EventType.SUBMITTED: (frozenset({None}) | _ALIVE, JobState.QUEUED),
     EventType.SCHEDULED: (frozenset({None}) | _ALIVE, JobState.DELAYED),
     EventType.CLAIMED: (frozenset({JobState.QUEUED}), JobState.RUNNING),
-    EventType.REQUEUED: (frozenset({JobState.RUNNING, JobState.DELAYED}), JobState.QUEUED),
+    EventType.REQUEUED: (frozenset(_ALIVE), JobState.QUEUED),
     EventType.DELAYED: (frozenset({JobState.RUNNING}), JobState.DELAYED),
     EventType.FINISHED: (frozenset({JobState.RUNNING}), JobState.FINISHED),
     EventType.LOST: (frozenset(_ALIVE), JobState.FAILED),

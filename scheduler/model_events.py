@@ -37,6 +37,8 @@ class ModelEvent(StrEnum):
     """Its process; it is started again."""
     FAILED = "failed"
     """It is not tried again by itself."""
+    HANDED_OVER = "handed_over"
+    """Jobs that waited for a model that has failed, to the next one of their rule."""
     TURNED_AWAY = "turned_away"
     """Jobs that waited for a model that has failed."""
     PINNED = "pinned"

@@ -8,6 +8,7 @@ and the log of model events.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 import uuid
@@ -214,10 +215,16 @@ class DemandAgent:
         self._changed.set()
 
     async def _turn_away(self) -> None:
-        """End the jobs that wait for models which have failed, with the reason; unless others serve them."""
+        """Jobs that wait for models which have failed go to who takes over, or end with the reason.
+
+        Not where others serve the model.
+        """
         for tenure in self._tenures.values():
             if not (tenure.failed and tenure.waiting.jobs) or await self._others_serve(tenure.name):
                 continue
+            if moved := await self._demand.hand_over(tenure.name, tenure.failed):
+                self._tell(ModelEvent.HANDED_OVER, tenure.name, {"jobs": moved, "reason": tenure.failed})
+                continue  # there may be more of them
             ended = await self._demand.turn_away(tenure.name, tenure.failed)
             self._tell(ModelEvent.TURNED_AWAY, tenure.name, {"jobs": ended, "reason": tenure.failed})
 
@@ -249,6 +256,7 @@ class DemandAgent:
         used_bytes = sum(tenure.needs_bytes for tenure in tenures if tenure.phase is not Phase.ABSENT)
         return {
             "host": socket.gethostname(),
+            "pid": os.getpid(),
             "budget_bytes": self._catalogue.budget_bytes,
             "used_bytes": used_bytes,
             "free_bytes": max(0, self._catalogue.budget_bytes - used_bytes),

@@ -165,7 +165,7 @@ local function queue_due(t)
     local j = S .. 'j:' .. id
     local h = redis.call('HMGET', j, 'state', 'pool', 'lane', 'tenant', 'crashes')
     redis.call('ZREM', S .. 'due', id)
-    if legal('requeued', h[1]) then
+    if h[1] == 'delayed' and legal('requeued', h[1]) then
       log('requeued', id, t, cjson.encode({why = 'due', crashes = tonumber(h[5])}))
       enqueue(id, j, h[2], h[3], h[4], t)
     end

@@ -7,7 +7,7 @@ import msgpack
 from scheduler.demand import AT_ONCE, MODEL_FAILED, Demand
 from scheduler.jobs import JobState, Lane, replay
 from scheduler.queue import shard_key
-from tests.scheduler.builders import POOL, Farm, make_job
+from tests.scheduler.builders import POOL, Farm, make_job, make_request
 
 
 async def test_nobody_waits_for_a_model_that_nobody_asked_for(farm: Farm) -> None:
@@ -57,3 +57,32 @@ async def test_a_long_queue_is_turned_away_piece_by_piece(farm: Farm) -> None:
         await farm.queue.submit(make_job())
     demand = Demand(farm.queue)
     assert [await demand.turn_away(POOL, "no") for _ in range(3)] == [AT_ONCE, 3, 0]
+
+
+async def test_jobs_of_a_model_that_has_failed_go_to_who_takes_over_and_only_the_others_fail(farm: Farm) -> None:
+    other = make_request(model="cloud/big", prompt_tokens=5)
+    moving = make_job(request=make_request(fallbacks=(other.encode(),)), lane=Lane.LOW)
+    staying = make_job()
+    for job in (moving, staying):
+        await farm.queue.submit(job)
+    demand = Demand(farm.queue)
+    assert [await demand.hand_over(POOL, "it has no weights") for _ in range(2)] == [1, 0]
+    assert await demand.turn_away(POOL, "it has no weights") == 1
+    jobs = replay(await farm.events())
+    assert (jobs[staying.id].state, jobs[staying.id].error_code) == (JobState.FAILED, MODEL_FAILED)
+    assert (jobs[moving.id].state, jobs[moving.id].model) == (JobState.QUEUED, "cloud/big")
+    assert jobs[moving.id].routing["passed_over"] == [{"model": POOL, "reason": MODEL_FAILED}]
+    await farm.worker()
+    (held,) = await farm.queue.claim("w1", "cloud/big", rows=1, nonce="n", idle=True)
+    assert (held.id, held.request) == (moving.id, other)
+    assert await farm.finish(held)
+    assert await farm.counts() == {}
+    assert await farm.eternal_keys(moving.id) == []
+
+
+async def test_a_job_that_has_said_something_is_nobody_else_s(farm: Farm) -> None:
+    held = await farm.start(request=make_request(fallbacks=(make_request(model="cloud/big").encode(),)))
+    await farm.say(held, 1)
+    await farm.queue.release(held.id, held.token, "test")
+    assert await Demand(farm.queue).hand_over(POOL, "no") == 0
+    assert await farm.state(held.id) is JobState.QUEUED

@@ -11,6 +11,7 @@ import pytest
 
 from scheduler.demand import Demand
 from scheduler.events import Event, EventType
+from scheduler.failover import reroute
 from scheduler.forgotten import tell_end
 from scheduler.jobs import TERMINAL, TRANSITIONS, IllegalMove, JobState, apply, replay
 from scheduler.lost import LOST
@@ -56,7 +57,10 @@ async def claim(farm: Farm, held: Claimed | None) -> None:
 
 
 async def requeue(farm: Farm, held: Claimed | None) -> None:
-    """A running job's worker crashes; a delayed job becomes due."""
+    """Another model takes over from one that has failed; a running job's worker crashes; a delayed job becomes due."""
+    if held:
+        why = {"error_code": "model_failed", "error": "test"}
+        await reroute(farm.queue, held.id, "", held.request, why, before=POOL)
     await farm.crash()
     if held and await farm.redis.zscore(shard_key(0, "due"), held.id) is not None:
         await farm.redis.zadd(shard_key(0, "due"), {held.id: 0})
