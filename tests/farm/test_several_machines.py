@@ -75,7 +75,7 @@ class Machines:
         }
 
     def pin_what_is_loaded(self) -> tuple[str, str] | None:
-        """Pin a model that an agent has now, and name both; None where it has gone, and nothing else was free for it."""
+        """Pin a model that an agent has now, and name both; None where it has gone and there is no room for it."""
         model = next((name for name in MODELS if "loaded" in self.states(name).values()), None)
         answer = self.http.post("/admin/models/pin", json={"model": model}) if model else None
         if model is None or answer is None or answer.status_code != 200:
