@@ -93,8 +93,8 @@ def worker(
     settings = {name: value for name, value in ctx.params.items() if name != "providers"}
     if not providers:
         become("workers", settings=settings)
-    if said := sorted(name for name in MODEL_FLAGS if settings.get(name) is not None):
-        flag = said[0].replace("_", "-")
+    if said := [name for name in MODEL_FLAGS if settings.get(name) not in (None, [], ())]:
+        flag = said[0].replace("_", "-").replace("adapters", "adapter")
         raise UsageRefused(f"--{flag} says what a model is served with, and --providers serves none of this machine.")
     become("workers.providers", settings=settings)
 

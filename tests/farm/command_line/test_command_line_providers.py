@@ -54,3 +54,11 @@ def test_providers_are_listed_disabled_and_enabled(mlx_farm: Any, stub_api: Any)
 def test_a_model_that_makes_no_sense_is_a_usage_error(mlx_farm: Any, stub_api: Any, model: str) -> None:
     done = mlx_farm("providers", "add", "cloud", "--model", model, "--no-key")
     assert (done.returncode, stub_api.requests) == (2, [])
+
+
+def test_a_worker_for_providers_has_no_model_of_its_own(mlx_farm: Any) -> None:
+    done = mlx_farm("worker", "--providers", "--model", "demo")
+    assert (done.returncode, "--model says what a model is served with" in done.stderr) == (2, True)
+    mlx_farm.environment["FARM_CIRCUIT_FAILURES"] = "none"
+    done = mlx_farm("worker", "--providers")  # refused by the process that it becomes
+    assert (done.returncode, "circuit_failures" in done.stderr) == (2, True)
