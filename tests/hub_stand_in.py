@@ -102,7 +102,9 @@ class Hub:
 
     def environment(self, folder: Path) -> dict[str, str]:
         """For a process that is to ask here, with a cache of its own."""
-        return {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(folder), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
+        patience = {"HF_HUB_DOWNLOAD_TIMEOUT": str(round(PATIENCE_S)), "HF_HUB_ETAG_TIMEOUT": str(round(PATIENCE_S))}
+        where = {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(folder), "HF_HUB_OFFLINE": "0"}
+        return where | patience | {"HF_TOKEN": "hf_secret"}
 
     def ranges(self, data: bytes) -> list[str | None]:
         """What was asked of a large file, request by request."""

@@ -35,8 +35,6 @@ WEIGHTS = "*.safetensors"
 SHOWN: Final = ("downloads", "likes", "lastModified", "pipeline_tag", "gated")
 """What the hub is asked to tell of a model that it has found."""
 
-TIMEOUT_S = 20.0
-
 
 @dataclass(frozen=True, slots=True)
 class ModelName:

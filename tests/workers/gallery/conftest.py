@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 from tests.hub_stand_in import Hub, running_hub, tiny_repository
+from tests.waiting import PATIENCE_S
 
 MODEL = "farm/tiny"
 CHUNK_BYTES = 16 * 1024
@@ -27,6 +28,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK_BYTES)
+        for limit in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+            monkeypatch.setattr(constants, limit, PATIENCE_S)
         disable_progress_bars()
         yield hub
         enable_progress_bars()
