@@ -18,6 +18,7 @@ from scheduler.jobs import JobState
 
 WRITTEN = (
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "\n", " ", "Hello", "<", "</", "tool_", '"'),
+    *("<think>why</think>", '<tool_call>{"name": "f", "arguments": {"y": [1]}}</tool_call>', "</think>ends"),
     *('{"name": "f", "arguments": {"x": "é😀<"}}', '{"name": "g", "arguments": {}}', '{"name": "f", "argum'),
 )
 EXTRAS = {
@@ -35,6 +36,14 @@ NOTE = RenderingNote(
     call=("<tool_call>", "</tool_call>"),
     call_format="json_tools",
 )
+wild = st.lists(st.sampled_from(WRITTEN) | st.text(max_size=3), max_size=12).map("".join)
+orderly = st.tuples(
+    st.sampled_from(("<think>why</think>", "")),
+    st.lists(
+        st.sampled_from(("Hello ", "é", '<tool_call>{"name": "f", "arguments": {"y": [1]}}</tool_call>')), max_size=5
+    ),
+).map(lambda parts: parts[0] + "".join(parts[1]))
+"""As a model should write, so that answers have several parts."""
 END = End(JobState.FINISHED, {})
 
 
@@ -101,7 +110,7 @@ def answered(kind: str, parts: list[str], reason: str, stop_string: str | None, 
 
 
 @given(
-    st.lists(st.sampled_from(WRITTEN) | st.text(max_size=3), max_size=12).map("".join),
+    wild | orderly,
     st.lists(st.integers(0, 200), max_size=10),
     st.sampled_from([("stop", None), ("stop", "END")]),
     st.booleans(),

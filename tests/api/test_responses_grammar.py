@@ -43,6 +43,8 @@ WRITTEN = [
     '\n{"name": "f", "arguments": {"x": "é😀"}}\n',
     '\n{"name": "mcp__f", "arguments": {}}\n',
     '\n{"name": "patch", "arguments": {"input": "a\\n\\"b"}}\n',
+    "<think>why</think>",
+    '<tool_call>{"name": "f", "arguments": {"y": [1]}}</tool_call>',
     "Hello",
     "\n",
     " ",
@@ -55,7 +57,15 @@ PAIRS = {
     "response.function_call_arguments.delta": ("response.function_call_arguments.done", "arguments"),
     "response.custom_tool_call_input.delta": ("response.custom_tool_call_input.done", "input"),
 }
-texts = st.lists(st.sampled_from(WRITTEN) | st.text(max_size=4), max_size=12).map("".join)
+wild = st.lists(st.sampled_from(WRITTEN) | st.text(max_size=4), max_size=12).map("".join)
+orderly = st.tuples(
+    st.sampled_from(("<think>why</think>", "")),
+    st.lists(
+        st.sampled_from(("Hello ", "é", '<tool_call>{"name": "f", "arguments": {"y": [1]}}</tool_call>')), max_size=5
+    ),
+).map(lambda parts: parts[0] + "".join(parts[1]))
+"""As a model should write, so that answers have several items."""
+texts = wild | orderly
 cuts = st.lists(st.integers(0, 300), max_size=12)
 ENDS = [
     (End(JobState.FINISHED), "stop"),
