@@ -18,10 +18,12 @@ from redis.asyncio import Redis
 from scheduler.connections import MOST_CONNECTIONS
 from scheduler.jobs import JobState
 from scheduler.queue import JobQueue
+from scheduler.scripts import QueuePolicy
 from tests.api.scripted_farm import Event, Script, ScriptedWorker, chat_body, read_events
 from tests.conftest import RedisServer
 from tests.farm.conftest import Role, start_role
 from tests.farm.streams import BUSY
+from tests.scheduler.builders import PATIENT_LEASE_MS
 from tests.waiting import PATIENCE_S, until_async
 
 CLIENTS = 500
@@ -57,6 +59,12 @@ class Node:
         """That it has open."""
         assert self._role is not None
         return int(psutil.Process(self._role.process.pid).num_fds())
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    """One that leaves a scripted worker, which does not say what it holds, its jobs."""
+    return JobQueue(redis, policy=QueuePolicy(lease_ms=PATIENT_LEASE_MS, disowned_grace_ms=PATIENT_LEASE_MS))
 
 
 @pytest.fixture
@@ -141,18 +149,13 @@ async def test_clients_that_come_back_all_at_once_read_on_where_they_were(
         await node.start()
         others = len(await redis.client_list())
         coming = [asyncio.create_task(client.come_back()) for client in clients]
-
-        async def all_are_back() -> bool:
-            return node.files >= CLIENTS
-
-        await until_async(all_are_back)
-        assert node.files <= CLIENTS + OWN_FILES
+        await until_async(lambda: CLIENTS <= node.files <= CLIENTS + OWN_FILES)
         worker.resume.set()
         await asyncio.gather(*coming)
         assert len(await redis.client_list()) <= others + 2 * MOST_CONNECTIONS
         assert {client.text for client in clients} == {"".join(PIECES)}
         assert {len(client.ids) for client in clients} == {len(set(client.ids)) for client in clients} == {len(PIECES)}
         await until_async(lambda: node.files <= OWN_FILES)
-    states = {(await queue.snapshot(job_id) or {})["state"] for job_id in set(worker.claimed)}
+    states = {(await queue.snapshot(job_id) or {})["state"] for job_id in worker.claimed}
     assert states == {JobState.FINISHED.value}
-    assert len(set(worker.claimed)) == CLIENTS
+    assert len(worker.claimed) == len(set(worker.claimed)) == CLIENTS
