@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.metrics import FarmFigures, Metrics
 from scheduler.workers import FIGURES
 
-DASHBOARD = Path(__file__).parents[2] / "monitoring" / "grafana" / "dashboard.json"
+DASHBOARD = Path(__file__).parents[2] / "docs" / "monitoring" / "grafana" / "dashboard.json"
 METRIC = re.compile(r"\bfarm_\w+")
 SELECTED = re.compile(r"(?P<metric>farm_\w+)\{(?P<labels>[^}]*)\}")
 GROUPED = re.compile(r"by \((?P<labels>[^)]*)\) \((?:rate\()?(?P<metric>farm_\w+)")
