@@ -201,6 +201,8 @@ def main() -> None:
         "--model", default="", help="a folder, or demo; unset: a Qwen3 of 107 million random parameters"
     )
     parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--reserved", type=int, default=2, help="of them for the high lane")
+    parser.add_argument("--step-tokens", type=int, default=0, help="FARM_STEP_TOKENS: what a step reads of prompts")
     parser.add_argument("--waiting", type=int, default=64, help="jobs that may wait")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--answer-tokens", type=int, default=64)
@@ -217,6 +219,8 @@ def main() -> None:
             "port": "0",
             "max_sequences": str(arguments.rows),
             "max_waiting_jobs": str(arguments.waiting),
+            "reserved_rows": str(arguments.reserved),
+            "step_tokens": str(arguments.step_tokens),
             "log_level": "ERROR",
         }
         roles = {"worker": ["workers"], "scheduler": ["scheduler"], "api": ["api"]}

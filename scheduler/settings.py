@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -297,6 +297,9 @@ class WorkerSettings(FarmSettings):
     engine: Literal["auto", "paged", "batch", "serial"] = Field(
         "auto", description="What computes: our paged cache, mlx-lm's BatchGenerator, or one row at a time."
     )
+    step_tokens: int = Field(
+        0, ge=0, description="What one step of a generating model reads of prompts at most; 0: 512 on a CPU, else 2048."
+    )
     kv_cache_bytes: int = Field(0, ge=0, description="Memory for the paged KV cache; 0: a share of the machine's.")
     kv_bits: Annotated[Literal[0, 8], BeforeValidator(int)] = Field(
         0, description="Bits of the paged cache's keys and values: 8, or 0 for the model's own precision."
@@ -332,15 +335,10 @@ class WorkerSettings(FarmSettings):
         """Of `pinned`."""
         return frozenset(filter(None, self.pinned.split(",")))
 
-    @field_validator("adapters", mode="before")
+    @field_validator("adapters", "models", mode="before")
     @classmethod
-    def _named_folders(cls, given: Any) -> Any:
-        return _by_name(given, "adapters", "FOLDER")
-
-    @field_validator("models", mode="before")
-    @classmethod
-    def _named_models(cls, given: Any) -> Any:
-        return _by_name(given, "models", "FOLDER")
+    def _named_folders(cls, given: Any, field: ValidationInfo) -> Any:
+        return _by_name(given, str(field.field_name), "FOLDER")
 
     @model_validator(mode="after")
     def _one_way_to_serve(self) -> Self:

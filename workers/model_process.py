@@ -265,6 +265,7 @@ def load_generator(settings: WorkerSettings) -> LoadedEngine:
     return load_engine(
         model_source(settings),
         max_sequences=settings.max_sequences,
+        prefill_step_tokens=settings.step_tokens or None,
         backend=EngineBackend(settings.engine),
         paged=paged_options(settings),
         adapters={name: folder.expanduser() for name, folder in settings.adapters.items()},

@@ -24,7 +24,7 @@ def main() -> None:
         reason = "no adapters, draft model, KV bits or choice of an engine for a model that sees"
         sys.exit(refused(UnsupportedModel(f"{settings.model}: {reason}; FARM_VISION=false serves it for text alone")))
     rows = settings.sequences_or(ROWS)
-    load = partial(load_seeing, model_source(settings), max_sequences=rows)
+    load = partial(load_seeing, model_source(settings), max_sequences=rows, step_tokens=settings.step_tokens or None)
     run(settings, load, rows=rows, ahead=DECODED_AHEAD)  # the others wait where another worker can take them
 
 

@@ -107,7 +107,8 @@ def test_only_the_api_can_be_reached_from_other_machines(compose: dict[str, Any]
 
 
 def test_prometheus_asks_the_api_with_its_key(compose: dict[str, Any]) -> None:
-    scrape = yaml.safe_load((ROOT / "docs" / "monitoring" / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"][0]
+    asked = (ROOT / "docs" / "monitoring" / "prometheus.yml").read_text(encoding="utf-8")
+    [scrape] = yaml.safe_load(asked)["scrape_configs"]
     [target] = scrape["static_configs"][0]["targets"]
     service, _, port = target.partition(":")
     assert compose["services"][service]["ports"][0].endswith(f":{port}")

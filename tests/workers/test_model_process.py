@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.settings import WorkerSettings
+from workers.engine import Prompt, SamplingParams, StopRule
+from workers.model_process import load_generator
+
 
 @pytest.fixture
 def waiting(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -40,3 +44,21 @@ def test_one_that_waits_for_redis_ends_when_its_supervisor_is_gone(waiting: subp
 def test_one_that_waits_for_redis_ends_when_it_is_asked_to(waiting: subprocess.Popen[bytes]) -> None:
     waiting.send_signal(signal.SIGTERM)
     assert waiting.wait(60) == 0
+
+
+def steps_to_the_first_token(settings: WorkerSettings) -> int:
+    """Of a prompt of 400 tokens."""
+    engine, _ = load_generator(settings)
+    stop = StopRule(max_tokens=1, ignore_eos=True)
+    engine.submit(Prompt(id="1", token_ids=tuple(range(100, 500)), sampling=SamplingParams(), stop=stop))
+    steps = 1
+    while not engine.step():
+        steps += 1
+    engine.close()
+    return steps
+
+
+def test_a_step_reads_no_more_of_a_prompt_than_the_setting_says() -> None:
+    usual = steps_to_the_first_token(WorkerSettings())
+    short = steps_to_the_first_token(WorkerSettings(step_tokens=64))
+    assert short == usual + 6  # seven steps instead of one
