@@ -69,11 +69,14 @@ async def _read(farm: Farm, said: list[str]) -> None:
             said.append(line)
 
 
-async def _killed(farm: Farm, cloud: StandIn, worker: Role, said: list[Any]) -> tuple[asyncio.Task[None], Role]:
-    """Ask, kill the worker while the provider is silent, and start another one."""
+async def _killed(
+    farm: Farm, cloud: StandIn, worker: Role, said: list[Any], *, behind: str = ""
+) -> tuple[asyncio.Task[None], Role]:
+    """Ask, kill the worker while the provider is silent and once `behind` was said, and start another one."""
     cloud.holding.clear()
     reading = asyncio.create_task(_read(farm, said))
     await cloud.holding.wait()
+    await until_async(lambda: behind in "".join(said))
     await asyncio.to_thread(worker.kill)
     await _declare_dead(farm)
     cloud.replies = [Reply(openai_answer("Hello", " again"))]
@@ -91,7 +94,7 @@ async def test_what_a_killed_worker_had_is_asked_again_unless_something_was_said
 
     cloud.replies = [Reply(openai_answer("Hello", "never"), hold_before=1)]
     after: list[str] = []
-    reading, worker = await _killed(farm, cloud, worker, after)
+    reading, worker = await _killed(farm, cloud, worker, after, behind="Hello")
     await reading
     assert "".join(after).count('"content":"Hello"') == 1
     assert '"code":"provider_interrupted"' in after[-2]

@@ -63,6 +63,7 @@ class Pull:
         self._here: dict[str, int] = {}
         self._total_bytes = 0
         self._told_s = 0.0
+        self._is_untold = False
 
     def run(self, *, verify: bool = False) -> Path:
         """The model's folder, with all its files. `verify`: read again what was here before. Raises GalleryError."""
@@ -124,6 +125,8 @@ class Pull:
             _, waiting = wait(tasks, timeout=NEWS_S, return_when=FIRST_EXCEPTION)
             if any(task.done() and task.exception() for task in tasks):
                 self._stop.set()
+            if self._is_untold:  # and nothing more has come since, which would have brought it
+                self._say("downloading")
         done, waiting = wait(tasks, timeout=GRACE_S)
         pool.shutdown(wait=not waiting, cancel_futures=True)
         errors = [error for task in done if not task.cancelled() and (error := task.exception()) is not None]
@@ -144,12 +147,13 @@ class Pull:
         with self._lock:
             self._here[path] = at_bytes
             due = time.monotonic() - self._told_s >= NEWS_S
+            self._is_untold = not due
         if due:
             self._say("downloading")
 
     def _say(self, state: str, folder: Path | None = None) -> None:
         with self._lock:
-            self._told_s = time.monotonic()
+            self._told_s, self._is_untold = time.monotonic(), False
             progress = PullProgress(
                 model=str(self._name),
                 state=state,

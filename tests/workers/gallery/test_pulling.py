@@ -115,6 +115,19 @@ def test_a_pull_that_is_stopped_keeps_what_has_come(hub: Hub) -> None:
     assert until(finished)
 
 
+def test_what_has_come_is_told_while_nothing_more_comes(hub: Hub) -> None:
+    hub.repositories[MODEL] = single_file_repository()
+    hub.troubles.hold_at = 3 * CHUNK_BYTES
+    said: list[PullProgress] = []
+    thread = threading.Thread(target=Pull(ModelName.read(MODEL), said.append, threading.Event()).run)
+    thread.start()
+    assert hub.troubles.held.wait(PATIENCE_S)
+    assert until(lambda: any(progress.done_bytes >= 2 * CHUNK_BYTES for progress in list(said)))
+    hub.troubles.go_on.set()
+    thread.join(PATIENCE_S)
+    assert said[-1].state == "done"
+
+
 def test_a_forged_file_is_noticed_and_not_kept(hub: Hub) -> None:
     hub.troubles.forged = hashlib.sha256(hub.repositories[MODEL].files[LARGE]).hexdigest()
     with pytest.raises(TornFile, match="hash"):
