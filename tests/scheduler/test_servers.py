@@ -16,11 +16,16 @@ SINCE = {
         ("DEL", "EXISTS", "GET", "INCR", "PUBLISH", "SCARD", "SADD", "SMEMBERS", "SET", "SREM", "SISMEMBER"), (1, 0)
     ),
     **dict.fromkeys(("SRANDMEMBER", "ZCARD", "ZRANGEBYSCORE", "ZRANGE", "ZREM", "ZSCORE"), (1, 0)),
-    **dict.fromkeys(("ZADD", "ZINCRBY"), (1, 2)),
-    **dict.fromkeys(("HDEL", "HEXISTS", "HGET", "HINCRBY", "HMGET", "HSET", "HSETNX", "ZRANK"), (2, 0)),
-    **dict.fromkeys(("HINCRBYFLOAT", "PEXPIRE", "PTTL", "TIME"), (2, 6)),
+    **dict.fromkeys(("ZADD", "ZINCRBY", "ZREMRANGEBYSCORE", "ZREVRANGE"), (1, 2)),
+    **dict.fromkeys(
+        ("ZREMRANGEBYRANK", "HDEL", "HEXISTS", "HGET", "HINCRBY", "HMGET", "HSET", "HSETNX", "ZRANK"), (2, 0)
+    ),
+    "PERSIST": (2, 2),
+    **dict.fromkeys(("HINCRBYFLOAT", "PEXPIRE", "PEXPIREAT", "PTTL", "TIME"), (2, 6)),
     "UNLINK": (4, 0),
     **dict.fromkeys(("XACK", "XADD", "XDEL", "XGROUP", "XLEN", "XRANGE", "XREADGROUP", "XREVRANGE", "ZPOPMIN"), (5, 0)),
+    "XINFO": (5, 0),
+    "ZMSCORE": (6, 2),
 }
 """Commands of the scripts, and the version of Redis that has each (https://redis.io/docs/latest/commands/)."""
 
