@@ -197,6 +197,7 @@ async def test_a_failed_model_is_passed_over_and_the_last_resort_where_nothing_e
     client: httpx2.AsyncClient, worker: ScriptedWorker, project: Callable[[], Awaitable[None]]
 ) -> None:
     await worker.announce(make_card(name="broken", state="failed"))
+    await worker.announce()  # it serves the usual one
     await applied(client, GPT | {"targets": [{"model": "broken"}], "fallback": [{"model": MODEL}]})
     response = await served(client, model="gpt-4")
     await project()

@@ -21,8 +21,8 @@ from tests.api.scripted_farm import MODEL, ScriptedWorker, chat_body
 from tests.api.test_access import endpoints_of
 
 CHAT = "/v1/chat/completions"
-NOBODYS = {"model_id", "name", "key_id", "version", "draft_id", "_path"}
-"""Parameters of paths that name nothing of a tenant's: models, tenants, keys, rules, and what is served to nobody."""
+NOBODYS = {"model_id", "name", "key_id", "version", "draft_id", "pull_id", "_path"}
+"""Parameters of paths that name nothing of a tenant's: models, their pulls, tenants, keys, rules, what nobody is told."""
 
 
 @dataclass
