@@ -22,7 +22,7 @@ from tests.api.test_access import endpoints_of
 
 CHAT = "/v1/chat/completions"
 NOBODYS = {"model_id", "name", "key_id", "version", "draft_id", "pull_id", "_path"}
-"""Parameters of paths that name nothing of a tenant's: models, their pulls, tenants, keys, rules, what nobody is told."""
+"""Parameters of paths that name nothing of a tenant's: models, their pulls, tenants, keys, rules, what nobody has."""
 
 
 @dataclass
