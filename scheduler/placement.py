@@ -87,10 +87,7 @@ def _offer(figures: Row, model: str) -> Offer | None:
     now_bytes = later_bytes - _bytes(other for other in others if other["state"] == "leaving")
     if needs_bytes <= now_bytes:
         return Offer(agent=figures["agent"], effort=Effort.FREE, free_bytes=now_bytes - needs_bytes)
-    places = sorted((other for other in there if other["state"] == "loaded" and not other["pinned"]), key=_turn_left_s)
-    gone: list[Row] = []
-    while places and _bytes(gone) < needs_bytes - later_bytes:
-        gone.append(places.pop(0))
+    gone = _gone(there, needs_bytes - later_bytes)
     left_bytes = later_bytes + _bytes(gone) - needs_bytes
     effort = Effort.LATER if left_bytes < 0 else Effort.BUSY if any(map(_is_busy, gone)) else Effort.IDLE
     return Offer(
@@ -100,6 +97,15 @@ def _offer(figures: Row, model: str) -> Offer | None:
         evicted_bytes=_bytes(gone),
         free_bytes=left_bytes,
     )
+
+
+def _gone(there: Iterable[Row], missing_bytes: int) -> list[Row]:
+    """Who gives up a place, those whose turn ends first, until so much is free or nobody else can go."""
+    places = sorted((row for row in there if row["state"] == "loaded" and not row["pinned"]), key=_turn_left_s)
+    gone: list[Row] = []
+    while places and _bytes(gone) < missing_bytes:
+        gone.append(places.pop(0))
+    return gone
 
 
 def _rank(offer: Offer, model: str) -> tuple[int, float, int, int, bytes]:

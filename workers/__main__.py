@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import uvloop
-from pydantic import ValidationError
-
-from scheduler.errors import UnsupportedServer
-from scheduler.process import cancel_all, configure_logs, stop_event
+from scheduler.process import cancel_all, stop_event
 from scheduler.servers import require_server
 from scheduler.settings import WorkerSettings
 from workers.agent import NodeAgent
+from workers.beginning import run_process
 from workers.gallery.desk import GalleryDesk
 from workers.on_demand import DemandAgent
 
@@ -29,20 +26,5 @@ async def serve(settings: WorkerSettings) -> int:
         await cancel_all([gallery])
 
 
-def main() -> int:
-    """Settings, logs, run."""
-    try:
-        settings = WorkerSettings()
-    except ValidationError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    configure_logs(settings.log_level, settings.log_format)
-    try:
-        return uvloop.run(serve(settings))
-    except UnsupportedServer as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(WorkerSettings, serve))

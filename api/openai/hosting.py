@@ -80,6 +80,10 @@ def _check(body: ChatRequest, card: ModelCard, thinking: dict[str, Any] | None) 
         raise Unsupported("seed", "Anthropic's protocol has none.")
     if body.thinking_token_budget is not None and thinking is None and not is_anthropic:
         raise Unsupported("thinking_token_budget", "OpenAI's protocol has none; use reasoning_effort.")
+    _check_format(body, is_anthropic=is_anthropic)
+
+
+def _check_format(body: ChatRequest, *, is_anthropic: bool) -> None:
     asked = body.response_format
     if asked is None or asked.type == "text":
         return
